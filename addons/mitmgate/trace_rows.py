@@ -1,0 +1,469 @@
+"""A finished exchange as rows: what the event loop must note down at once, and what the writer's thread makes of it
+later.
+
+``snapshot`` runs on the event loop when the books are closed (about 25 µs): it copies facts and keeps the bodies by
+reference, never the flow. ``Record.render`` runs in the writer's thread: hashes, prices, redaction, compression, JSON.
+
+Rules of the numbers: an attempt carries its own usage and cost, the exchange is the sum of those that reported any. A
+cache hit costs 0 and saves what it would have cost; where nothing was sent, nothing was spent. Null is unknown.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, Literal
+
+from mitmgate import redact
+from mitmgate.clock import iso
+from mitmgate.dialects.base import Reading, Usage
+from mitmgate.dialects.inflate import inflater
+from mitmgate.exchange import Attempt, Event, Exchange
+from mitmgate.policy.values import Policy
+from mitmgate.pricing import PRICES, Priced, Prices, reported_cost
+from mitmgate.providers import TABLE, Provider
+from mitmgate.store import bodies
+from mitmgate.store.rows import Row, Rows
+
+TEXT_CHARS = 256
+"""Of a name, tag or header that a client chose; models and tags are shorter, and columns are indexed."""
+
+DETAIL_CHARS = 1000
+
+REQUEST_BYTES = 4 * 2**20
+"""Of a request body so much is kept; a longer one is marked as cut. Answers were cut while they streamed."""
+
+LONG = {
+    "path": 2048,
+    "metadata": 8192,
+    "notes": 8192,
+    "finish_reasons": 8192,
+    "server_tools": 8192,
+    "error_detail": DETAIL_CHARS,
+    "detail": DETAIL_CHARS,
+    "price_detail": DETAIL_CHARS,
+}
+"""Columns that may be longer than a name."""
+
+INT_MAX = 2**63 - 1
+"""SQLite's largest integer; no honest count is near it."""
+
+REQUEST_IDS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid", "x-goog-request-id", "cf-ray")
+"""Answer headers by which a provider's support finds a request, best first."""
+
+BROKEN_OFF = frozenset({"truncated", "client_abort", "timeout", "error_event"})
+"""Terminals of a stream that had begun and did not reach its end."""
+
+PRICES_OF: Mapping[str, str] = {provider.provider_name: provider.prices for provider in TABLE if provider.prices}
+"""OpenTelemetry's provider name -> genai-prices' id, for attempts at another provider than the one asked."""
+
+ATTEMPT_COUNTERS = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+    "reasoning_output_tokens",
+)
+"""Counters that each attempt has columns for."""
+
+SUMMED = (*ATTEMPT_COUNTERS, "cache_creation_1h_input_tokens", "input_audio_tokens", "output_audio_tokens")
+"""Counters of which the exchange's is the sum over its attempts."""
+
+type Payloads = Literal["full", "redacted", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a price needs to know of one answer."""
+
+    reading: Reading
+    prices_id: str
+    host: str
+    models: tuple[str | None, ...]
+
+
+@dataclass(slots=True)
+class Bodies:
+    """The bodies of one exchange, by reference; ``shed`` lets go of them."""
+
+    request: bytes | None
+    sent: bytes | None
+    """None where the request left as it came."""
+    response: bytes | bytearray
+    response_whole: bool
+    request_type: str | None
+    request_coding: str
+    response_type: str | None
+
+
+class Record:
+    """An exchange on its way to the database: an item of the writer's backlog."""
+
+    __slots__ = ("answer", "attempts", "bodies", "custom", "events", "exchange", "hashes", "payloads", "prices", "wall")
+
+    def __init__(
+        self,
+        exchange: Row,
+        answer: Answer,
+        attempts: list[tuple[Row, Answer]],
+        events: list[Event],
+        bodies: Bodies,
+        payloads: Payloads,
+        custom: Mapping[str, Any] | None,
+        wall: float,
+        prices: Prices,
+    ) -> None:
+        self.exchange = exchange
+        """All columns but those that ``render`` adds; texts as they came."""
+        self.answer = answer
+        self.attempts = attempts
+        self.events = events
+        self.bodies = bodies
+        self.payloads: Payloads = payloads
+        self.custom = custom
+        self.wall = wall
+        """When the request came, seconds since 1970."""
+        self.prices = prices
+        self.hashes: tuple[str | None, str | None] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the record holds, roughly."""
+        held = self.bodies
+        return 2048 + len(held.request or b"") + len(held.sent or b"") + len(held.response)
+
+    def shed(self) -> int:
+        """Let go of the bodies; their hashes stay."""
+        before = self.size
+        self.hashes = self._hashed()
+        self.bodies.request = self.bodies.sent = None
+        self.bodies.response = b""
+        self.payloads = "none"
+        return before - self.size
+
+    def render(self) -> Rows:
+        """Return the rows of this exchange."""
+        priced = [(answer, self._price(answer)) for answer in self._answers()]
+        attempts = [_tried(row, *price) for (row, _), price in zip(self.attempts, priced, strict=False)]
+        exchange = self._exchange([(answer, price) for answer, price in priced if _has_usage(answer.reading.usage)])
+        at = str(exchange["started_at"])
+        return Rows(
+            exchanges=[exchange],
+            attempts=attempts,
+            policy_events=[_event(event, str(exchange["id"]), at) for event in self.events],
+            payloads=list(self._payloads()),
+            feedback=list(_feedback(exchange)),
+        )
+
+    def _answers(self) -> list[Answer]:
+        """Return the answers that were paid for: of each attempt, or the stored one of a cache hit."""
+        return [answer for _, answer in self.attempts] or [self.answer]
+
+    def _exchange(self, used: list[tuple[Answer, Priced]]) -> Row:
+        """Return the exchange's row; *used* are the answers that reported usage, with their prices."""
+        row = self.exchange
+        usages = [answer.reading.usage for answer, _ in used]
+        row |= _reading(self.answer.reading)
+        row |= {name: _sum_known([getattr(usage, name) for usage in usages]) for name in SUMMED}
+        row |= self._money([price for _, price in used])
+        row["usage_source"] = weakest([answer.reading.usage_source for answer, _ in used])
+        row["cost_reported_nanousd"] = _sum_known([reported_cost(usage) for usage in usages])
+        row["request_sha256"], row["sent_sha256"] = self.hashes or self._hashed()
+        row["path"] = _url(str(row["path"]))
+        row["user_agent"] = _header(row["user_agent"])
+        if row["metadata"] != "{}":
+            row["metadata"] = redact.text(str(row["metadata"]))
+        row["error_detail"] = _detail(row["error_detail"])
+        return _clean(row)
+
+    def _money(self, prices: list[Priced]) -> Row:
+        """Return the columns that speak of money."""
+        total = _sum_all([price.cost_nanousd for price in prices])
+        row: Row = {
+            "cost_nanousd": total,
+            "saved_nanousd": None,
+            "price_version": next((price.version for price in prices if price.version), None),
+            "price_detail": next((price.detail for price in prices if price.detail), None),
+        }
+        if self.exchange["source"] == "cache":
+            row |= {"cost_nanousd": 0, "saved_nanousd": total}
+        elif not self.attempts:
+            row["cost_nanousd"] = 0
+        return row
+
+    def _price(self, answer: Answer) -> Priced:
+        at = datetime.fromtimestamp(self.wall, UTC)
+        return self.prices.price(answer.prices_id, answer.host, answer.models, answer.reading.usage, at, self.custom)
+
+    def _hashed(self) -> tuple[str | None, str | None]:
+        """Return the hashes of (what the client sent, what the provider got where that differs)."""
+        request, sent = self.bodies.request, self.bodies.sent
+        return (
+            None if request is None else sha256(request).hexdigest(),
+            None if sent is None else sha256(sent).hexdigest(),
+        )
+
+    def _payloads(self) -> Iterable[Row]:
+        held = self.bodies
+        if self.payloads == "none":
+            return
+        for kind, body in (("request", held.request), ("sent", held.sent)):
+            if body:
+                plain, whole = _plain(body, held.request_coding)
+                whole = whole and len(plain) <= REQUEST_BYTES
+                yield self._payload(kind, held.request_type, plain[:REQUEST_BYTES], whole)
+        if held.response:
+            yield self._payload("response", held.response_type, bytes(held.response), held.response_whole)
+
+    def _payload(self, kind: str, content_type: str | None, body: bytes, whole: bool) -> Row:
+        kept = redact.body(body) if self.payloads == "redacted" else body
+        encoding, stored = bodies.pack(kept)
+        return {
+            "exchange_id": self.exchange["id"],
+            "kind": kind,
+            "content_type": _header(content_type),
+            "encoding": encoding,
+            "bytes": len(kept),
+            "body": stored,
+            "whole": int(whole),
+        }
+
+
+def snapshot(x: Exchange, policy: Policy, prices: Prices = PRICES) -> Record:
+    """Return all that the rows of the finished exchange *x* need; *x* may change or go afterwards, its bodies may not.
+
+    Whether *x* is to have a row at all is for the caller to ask: ``x.keep_row``.
+    """
+    last = x.attempts[-1] if x.attempts else None
+    provider_name = last.provider_name if last else x.provider.provider_name if x.provider else None
+    exchange: Row = {
+        "id": x.id,
+        "started_at": iso(x.started_wall),
+        "trace_id": x.trace_id,
+        "parent_span_id": x.parent_span_id,
+        "session_id": x.session,
+        "event_id": x.event_id,
+        "prompt_version": x.prompt_version,
+        "route": x.route,
+        "tenant": x.tenant,
+        "user": x.user,
+        "auth": x.auth,
+        "region": x.region,
+        "colo": x.colo,
+        "sla": x.sla,
+        "tier": x.tier,
+        "provider_name": provider_name,
+        "operation_name": x.operation,
+        "request_model": x.request.model,
+        "host": x.host,
+        "path": x.path,
+        "stream": int(x.stream),
+        "status_code": x.status,
+        "terminal": x.terminal,
+        "error_type": x.error_type,
+        "source": x.source,
+        "cache_status": x.cache_status,
+        "attempts": len(x.attempts),
+        "step": x.step,
+        "target": last.target if last else x.target,
+        "time_to_first_token_ms": _ms(x.started, x.first_content),
+        "duration_ms": _ms(x.started, x.ended),
+        "gateway_ms": gateway_ms(x),
+        "policy_sha256": policy.sha256[:12] if policy.sha256 else None,
+        "user_agent": x.headers.get("user-agent"),
+        "metadata": _json(x.metadata) if x.metadata else "{}",
+        "method": x.method,
+        "door": x.door,
+        "how": x.how,
+        "streamed": int(x.streaming),
+        "answer_bytes": x.answer_bytes,
+        "waited_ms": round(x.waited_s * 1000, 3),
+        "error_detail": x.refusal.message if x.refusal else last.detail if last else None,
+        "notes": _json(x.notes) if x.notes else None,
+    }
+    keeps_bodies = policy.trace.payloads if x.keep_payload else "none"
+    return Record(
+        exchange,
+        _answer(x, last, x.reading),
+        [(_attempt(x, attempt), _answer(x, attempt, attempt.reading)) for attempt in x.attempts],
+        list(x.events),
+        Bodies(
+            request=x.body,
+            sent=x.sent_body if x.sent_body != x.body else None,
+            response=x.kept,
+            response_whole=x.kept_whole,
+            request_type=x.headers.get("content-type"),
+            request_coding=x.headers.get("content-encoding", ""),
+            response_type=x.answer_headers.get("content-type"),
+        ),
+        keeps_bodies,
+        x.controls.get("custom-cost"),
+        x.started_wall,
+        prices,
+    )
+
+
+def gateway_ms(x: Exchange) -> float | None:
+    """Return the gateway's own milliseconds: all but waiting for the provider and between attempts."""
+    if x.ended is None:
+        return None
+    waits_s = sum(attempt.wait_s for attempt in x.attempts)
+    return round(max(0.0, x.ended - x.started - x.waited_s - waits_s) * 1000, 3)
+
+
+def weakest(sources: list[str]) -> str:
+    """Return the least sure of *sources*: a sum is as good as its worst part."""
+    return max(sources, key=("none", "reported", "reported_partial", "estimated").index, default="none")
+
+
+def _answer(x: Exchange, attempt: Attempt | None, reading: Reading) -> Answer:
+    host = attempt.host if attempt else x.host
+    return Answer(reading, _prices_id(x.provider, attempt), host, (reading.response_model, x.request.model))
+
+
+def _prices_id(asked: Provider | None, attempt: Attempt | None) -> str:
+    """Return genai-prices' id of the provider that *attempt* went to; empty where only its host can tell."""
+    if asked and (attempt is None or attempt.provider_name == asked.provider_name):
+        return asked.prices
+    return PRICES_OF.get(attempt.provider_name, "") if attempt else ""
+
+
+def _attempt(x: Exchange, attempt: Attempt) -> Row:
+    answers = attempt.reading is x.reading
+    headers = attempt.headers
+    return {
+        "exchange_id": x.id,
+        "n": attempt.n,
+        "target": attempt.target,
+        "provider_name": attempt.provider_name,
+        "host": attempt.host,
+        "status_code": attempt.status,
+        "error_type": attempt.error_type,
+        "wait_ms": round(attempt.wait_s * 1000, 3),
+        "connect_ms": None if attempt.connect_s is None else round(attempt.connect_s * 1000, 3),
+        "first_byte_ms": _ms(attempt.started, attempt.first_byte),
+        "duration_ms": _ms(attempt.started, attempt.ended),
+        "reused_connection": int(attempt.reused_connection),
+        "started_at": iso(x.started_wall + attempt.started - x.started),
+        "first_token_ms": _ms(attempt.started, x.first_content) if answers else None,
+        "request_id": next((headers[name] for name in REQUEST_IDS if name in headers), None),
+        "error_detail": attempt.detail,
+    }
+
+
+def _tried(row: Row, answer: Answer, price: Priced) -> Row:
+    """Return the row of an attempt, with what its answer used and cost."""
+    usage = answer.reading.usage
+    row |= {name: _count(getattr(usage, name)) for name in ATTEMPT_COUNTERS}
+    row["usage_source"] = answer.reading.usage_source
+    row["response_model"] = answer.reading.response_model
+    row["cost_nanousd"] = _count(price.cost_nanousd)
+    row["error_detail"] = _detail(row["error_detail"])
+    return _clean(row)
+
+
+def _event(event: Event, exchange_id: str, at: str) -> Row:
+    return _clean({
+        "exchange_id": exchange_id,
+        "at": at,
+        "room": event.room,
+        "rule": event.rule,
+        "action": event.action,
+        "shadow": int(event.shadow),
+        "detail": _detail(event.detail),
+    })  # fmt: skip
+
+
+def _feedback(exchange: Row) -> Iterable[Row]:
+    """Yield what the gateway itself has to say about the quality of the answer."""
+    if exchange["stream"] and exchange["status_code"] and exchange["terminal"] in BROKEN_OFF:
+        yield {
+            "exchange_id": exchange["id"],
+            "at": exchange["started_at"],
+            "kind": "stream_interrupted",
+            "value": exchange["terminal"],
+            "source": "gateway",
+        }
+
+
+def _reading(reading: Reading) -> Row:
+    """Return the columns that the answer itself tells."""
+    usage = reading.usage
+    return {
+        "response_model": reading.response_model,
+        "response_id": reading.response_id,
+        "finish_reasons": _json(reading.finish_reasons) if reading.finish_reasons else "[]",
+        "tool_calls": reading.tool_calls,
+        "service_tier": usage.service_tier,
+        "server_tools": _json(usage.server_tools) if usage.server_tools else None,
+        "parse_errors": reading.parse_errors,
+    }
+
+
+def _has_usage(usage: Usage) -> bool:
+    return usage.input_tokens is not None or usage.output_tokens is not None
+
+
+def _sum_known(numbers: list[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return _count(sum(known)) if known else None
+
+
+def _sum_all(numbers: list[int | None]) -> int | None:
+    """Return the sum, None where a part of it is unknown: a bill with a gap is no bill."""
+    return None if None in numbers else _sum_known(numbers)
+
+
+def _count(number: int | None) -> int | None:
+    """Return *number*, None where it is nothing that a column can hold."""
+    return number if number is not None and -INT_MAX <= number <= INT_MAX else None
+
+
+def _ms(start: float, end: float | None) -> float | None:
+    """Return the milliseconds from *start* to *end*, both monotonic seconds."""
+    return None if end is None else round((end - start) * 1000, 3)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(body: bytes, coding: str) -> tuple[bytes, bool]:
+    """Return *body* with its content *coding* undone, and whether that is all; what cannot be read is not kept."""
+    if not coding:
+        return body, True
+    decoder = inflater(coding)
+    if decoder is None:
+        return b"", False
+    plain = decoder.feed(body) + decoder.end()
+    return plain, decoder.dead is None
+
+
+def _clean(row: Row) -> Row:
+    """Return *row* with texts that SQLite can hold (no lone surrogates) and that nobody made endless."""
+    texts = [value for value in row.values() if isinstance(value, str)]
+    if len(max(texts, key=len)) <= TEXT_CHARS and "".join(texts).isascii():
+        return row
+    for name, value in row.items():
+        if isinstance(value, str):
+            most = LONG.get(name, TEXT_CHARS)
+            row[name] = value[:most].encode(errors="replace").decode()
+    return row
+
+
+def _detail(value: object) -> str | None:
+    """Return a sentence for people without the secrets that error texts like to quote."""
+    return redact.text(str(value)[:DETAIL_CHARS]) if value else None
+
+
+@lru_cache(4096)
+def _header(value: str | None) -> str | None:
+    """Return a header's value, cut and without secrets; cached, since the same few come with every request."""
+    return redact.text(value[:TEXT_CHARS]) if value else None
+
+
+@lru_cache(4096)
+def _url(path: str) -> str:
+    return redact.url(path[:2048])
