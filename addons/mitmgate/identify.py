@@ -1,0 +1,183 @@
+"""Who asks what of whom: provider and operation from host and path, model from the body, tenant and tags from headers.
+
+Runs first. Promise: nothing that a client claims overrides what a key proves, a header that does not parse is refused
+with the values it takes, and credentials become a keyed hash before anything is written down.
+"""
+
+import json
+from collections.abc import Callable
+
+from mitmgate import controls, dialects, identity
+from mitmgate.dialects.inflate import inflater
+from mitmgate.errors import Refusal
+from mitmgate.exchange import Exchange, Fields, Timeouts
+from mitmgate.policy import Policy
+
+BODY_BYTES = 32 << 20
+"""A larger body is not parsed: it passes, and its model comes from the answer."""
+
+
+class Identify:
+    name = "mitmgate.identify"
+
+    def __init__(self, policy: Policy, secret: bytes) -> None:
+        self.policy = policy
+        self.rules = policy.identify
+        self.secret = secret
+        """Keys the hash of credentials; made once per home."""
+
+    def head(self, x: Exchange) -> None:
+        """Read what the request's head says: the operation and the control headers."""
+        if x.provider:
+            x.dialect = dialects.find(x.provider, x.method, x.path)
+            x.operation = x.dialect.operation if x.dialect else None
+        if name := unsendable(x.fields):
+            x.refuse(
+                Refusal(400, "bad_request", f"the header {name} is not UTF-8, so it cannot be passed on", param=name)
+            )
+        found = controls.read(x.fields)
+        if isinstance(found, Refusal):
+            x.refuse(found)
+        else:
+            x.controls = found
+        # mitmproxy has answered an `expect: 100-continue` by itself before anything is sent on.
+        x.sent_fields = [field for field in controls.strip(x.fields) if field[0].lower() != b"expect"]
+
+    def admit(self, x: Exchange) -> None:
+        """Read the rest, once the body is here."""
+        self._body(x)
+        if x.dialect:
+            x.request = x.dialect.read_request(x.path, x.json)
+        self._caller(x)
+        self._labels(x)
+        self._controls(x)
+        x.timeouts = self._timeouts(x)
+        self._require(x)
+
+    def _body(self, x: Exchange) -> None:
+        if x.streamed_upload:
+            x.notes.append("streamed upload: no rule read the body")
+            return
+        if not x.dialect or not x.body:
+            return
+        body = x.body
+        if encoding := x.headers.get("content-encoding"):
+            coding = inflater(encoding)
+            body = coding.feed(body) + coding.end() if coding else b""
+        if len(body) > BODY_BYTES:
+            x.notes.append(f"body of {len(body)} bytes: not parsed")
+            return
+        try:
+            x.json = json.loads(body)
+        except (ValueError, RecursionError):
+            if x.headers.get("content-type", "").startswith("application/json"):
+                x.notes.append("the body is not JSON")
+
+    def _caller(self, x: Exchange) -> None:
+        x.metadata = x.controls.get("metadata", {})
+        if credential := identity.credential_of(x.headers, x.path):
+            x.auth = identity.key_hash(self.secret, credential)
+        x.tenant = identity.first_of(self.rules.tenant, None, x.metadata, x.headers)
+        x.user = identity.first_of(self.rules.user, None, x.metadata, x.headers) or x.request.end_user
+        x.prompt_version = identity.first_of(self.rules.prompt_version, None, x.metadata, x.headers)
+        x.session = identity.session_of(x.headers, x.controls, self.rules.session)
+        x.trace_id, x.parent_span_id = identity.trace_of(x.headers, x.controls)
+        x.event_id = x.controls.get("event-id")
+
+    def _labels(self, x: Exchange) -> None:
+        get = fields_of(x)
+        x.route = identity.label(self.rules.route, get)
+        x.tier = identity.label(self.rules.tier, get)
+        x.sla = identity.label(self.rules.sla, get)
+        x.region, x.colo = self.rules.region, self.rules.colo
+
+    def _controls(self, x: Exchange) -> None:
+        if self.policy.trace.header == "obey":
+            x.keep_row = x.controls.get("collect-log", True)
+            x.keep_payload = x.keep_row and x.controls.get("collect-log-payload", True)
+        if self.policy.trace.payloads == "none":
+            x.keep_payload = False
+
+    def _timeouts(self, x: Exchange) -> Timeouts:
+        get = fields_of(x)
+        for rule in self.policy.timeout:
+            if (rule.match and not rule.match.holds(get)) or (rule.unless and rule.unless.holds(get)):
+                continue
+            timeouts = Timeouts(rule.connect_s, rule.first_byte_s, rule.idle_s, rule.total_s)
+            break
+        else:
+            timeouts = Timeouts()
+        if (asked_ms := x.controls.get("request-timeout")) is not None:
+            timeouts.first_byte_s = asked_ms / 1000
+        return timeouts
+
+    def _require(self, x: Exchange) -> None:
+        if not x.dialect:
+            return
+        get = fields_of(x)
+        for field in self.rules.require:
+            if get(field) in (None, ""):
+                x.refuse(self._missing(field))
+
+    def _missing(self, field: str) -> Refusal:
+        sources = getattr(self.rules, field, None)
+        places = " or ".join(sources) if isinstance(sources, tuple) and sources else field
+        return Refusal(
+            400,
+            "bad_request",
+            f"this gateway takes no request without {field}; it is read from {places}",
+            param=field,
+            rule="identify.require",
+            where=self.policy.where("identify.require"),
+            should_retry=False,
+        )
+
+
+def unsendable(fields: Fields) -> str | None:
+    """Return the name of a header whose bytes the pool would lose: it sends text, encoded as UTF-8."""
+    for name, value in fields:
+        if name.isascii() and value.isascii():
+            continue
+        try:
+            value.decode()
+            name.decode()
+        except UnicodeDecodeError:
+            return name.decode("ascii", "replace")
+    return None
+
+
+def fields_of(x: Exchange) -> Callable[[str], object | None]:
+    """Return how a rule's ``match`` looks a field up in *x*."""
+
+    def get(field: str) -> object | None:
+        kind, _, name = field.partition(".")
+        if kind == "metadata":
+            return x.metadata.get(name)
+        if kind == "header":
+            return x.headers.get(name.lower())
+        return _FIELDS[field](x)
+
+    return get
+
+
+_FIELDS: dict[str, Callable[[Exchange], object | None]] = {
+    "provider": lambda x: x.provider.slug if x.provider else None,
+    "host": lambda x: x.host,
+    "path": lambda x: x.path.partition("?")[0],
+    "method": lambda x: x.method,
+    "operation": lambda x: x.operation,
+    "model": lambda x: x.request.model,
+    "tier": lambda x: x.tier,
+    "stream": lambda x: x.request.stream,
+    "tenant": lambda x: x.tenant,
+    "user": lambda x: x.user,
+    "prompt_version": lambda x: x.prompt_version,
+    "route": lambda x: x.route,
+    "session": lambda x: x.session,
+    "auth": lambda x: x.auth,
+    "region": lambda x: x.region,
+    "colo": lambda x: x.colo,
+    "sla": lambda x: x.sla,
+    "user_agent": lambda x: x.headers.get("user-agent"),
+    "input_tokens": lambda x: x.request.input_tokens_estimate,
+}
