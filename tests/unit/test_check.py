@@ -1,0 +1,140 @@
+"""``mitmgate check``: every fault on stderr and exit 1, or the whole policy as it would run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mitmgate.cli.check import check
+
+GOOD = """\
+providers:
+  corp-llm: {hosts: [llm.corp.example], dialect: openai}
+observe:
+  - {hosts: ["*.pinecone.io"], kind: retrieval}
+timeout:
+  - {match: {model: "o1*"}, first_byte: 10 m, total: none}
+targets:
+  eu: {provider: azure-openai, base_url: "https://aoai-eu.openai.azure.com:8443/v1", headers: {api-key: env:EU_KEY}}
+"""
+BAD = "usage: aks\ntargets:\n  eu: {provider: openai, base_url: https://a.b, headers: {api-key: sk-hidden}}\n"
+
+
+def run(*args: str, **env: str) -> Result:
+    return CliRunner().invoke(check, args, env={"EU_KEY": None, **env})
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> str:
+    path = tmp_path / "team.yaml"
+    path.write_text(GOOD)
+    return str(path)
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> str:
+    path = tmp_path / "bad.yaml"
+    path.write_text(BAD)
+    return str(path)
+
+
+def test_without_a_policy_the_default_is_shown() -> None:
+    result = run()
+    assert result.exit_code == 0
+    assert result.stdout.startswith("the built-in default is valid; its sha256 begins ")
+    lines = result.stdout.splitlines()
+    assert "usage                     ask" in lines
+    assert "  first_byte              2 m" in lines
+    assert "  max                     10 GiB" in lines
+    assert "    aws-bedrock           drain" in lines
+    assert "  openai                  api.openai.com, *.api.openai.com" in lines
+    assert lines[-1] == "Every other host is tunnelled, untouched and unseen."
+
+
+def test_a_good_policy_is_shown_as_it_would_run(good: str) -> None:
+    result = run(good, EU_KEY="topsecret")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"{good} is valid;")
+    assert "      api-key             env:EU_KEY" in lines
+    assert "    first_byte            10 m" in lines
+    assert "    total                 none" in lines
+    assert "  corp-llm                llm.corp.example" in lines
+    assert "  target eu               aoai-eu.openai.azure.com:8443" in lines
+    assert "  retrieval               *.pinecone.io" in lines
+    assert "topsecret" not in result.output
+
+
+def test_in_a_pipe_there_is_no_colour_no_cut_and_no_trailing_space(good: str) -> None:
+    result = run(good, EU_KEY="topsecret", COLUMNS="40")
+    assert "\x1b" not in result.output
+    assert all(line == line.rstrip() for line in result.stdout.splitlines())
+    assert "*.cloud.databricks.com, *.azuredatabricks.net, *.gcp.databricks.com" in result.stdout
+
+
+def test_each_fault_is_a_line_on_stderr(bad: str) -> None:
+    result = run(bad)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        f"{bad}:1: usage: 'aks' is not known; did you mean 'ask'?",
+        f"{bad}:3: targets.eu.headers.api-key: a secret may not stand in the file;"
+        ' write env:NAME, or "Bearer env:NAME"',
+    ]
+
+
+def test_a_missing_secret_shows_here_first(good: str) -> None:
+    result = run(good)
+    assert result.exit_code == 1
+    assert result.stderr == f"{good}:8: targets.eu.headers.api-key: the environment variable EU_KEY is not set\n"
+
+
+def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+    result = run(f"{tmp_path}/none.yaml")
+    assert result.exit_code == 1
+    assert result.stderr == f"{tmp_path}/none.yaml: the policy cannot be read: no such file or directory\n"
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text('"\\e[31mred": 1\n')
+    result = run(str(path))
+    assert result.exit_code == 1
+    assert "\x1b" not in result.output
+    assert "␛[31mred" in result.stderr
+
+
+def test_json_says_the_policy_and_its_hosts(good: str) -> None:
+    result = run("--json", good, EU_KEY="topsecret")
+    assert result.exit_code == 0
+    said = json.loads(result.stdout)
+    assert (said["ok"], said["faults"]) == (True, [])
+    assert said["policy"]["targets"]["eu"]["headers"] == {"api-key": "env:EU_KEY"}
+    assert said["policy"]["trace"]["keep"] == "30 d"
+    assert said["hosts"]["observed"] == {"retrieval": ["*.pinecone.io"]}
+    assert said["hosts"]["intercepted"]["corp-llm"] == ["llm.corp.example"]
+    assert said["hosts"]["intercepted"]["target eu"] == ["aoai-eu.openai.azure.com:8443"]
+    assert len(said["sha256"]) == 12
+    assert "topsecret" not in result.output
+
+
+def test_json_says_the_faults(bad: str) -> None:
+    result = run("--json", bad)
+    assert result.exit_code == 1
+    said = json.loads(result.stdout)
+    assert said["ok"] is False
+    assert said["faults"][0] == {
+        "path": bad,
+        "line": 1,
+        "key": "usage",
+        "text": "'aks' is not known; did you mean 'ask'?",
+    }
+    assert "policy" not in said
+
+
+def test_help_shows_examples() -> None:
+    result = run("--help")
+    assert "mitmgate check --json team.yaml" in result.stdout
