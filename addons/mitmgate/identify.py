@@ -13,6 +13,9 @@ from mitmgate.errors import Refusal
 from mitmgate.exchange import Exchange, Fields, Timeouts
 from mitmgate.policy import Policy
 
+type Get = Callable[[str], object | None]
+"""How a rule's ``match`` looks a field up."""
+
 BODY_BYTES = 32 << 20
 """A larger body is not parsed: it passes, and its model comes from the answer."""
 
@@ -49,10 +52,11 @@ class Identify:
         if x.dialect:
             x.request = x.dialect.read_request(x.path, x.json)
         self._caller(x)
-        self._labels(x)
+        get = fields_of(x)
+        self._labels(x, get)
         self._controls(x)
-        x.timeouts = self._timeouts(x)
-        self._require(x)
+        x.timeouts = self._timeouts(x, get)
+        self._require(x, get)
 
     def _body(self, x: Exchange) -> None:
         if x.streamed_upload:
@@ -84,8 +88,7 @@ class Identify:
         x.trace_id, x.parent_span_id = identity.trace_of(x.headers, x.controls)
         x.event_id = x.controls.get("event-id")
 
-    def _labels(self, x: Exchange) -> None:
-        get = fields_of(x)
+    def _labels(self, x: Exchange, get: Get) -> None:
         x.route = identity.label(self.rules.route, get)
         x.tier = identity.label(self.rules.tier, get)
         x.sla = identity.label(self.rules.sla, get)
@@ -98,8 +101,7 @@ class Identify:
         if self.policy.trace.payloads == "none":
             x.keep_payload = False
 
-    def _timeouts(self, x: Exchange) -> Timeouts:
-        get = fields_of(x)
+    def _timeouts(self, x: Exchange, get: Get) -> Timeouts:
         for rule in self.policy.timeout:
             if (rule.match and not rule.match.holds(get)) or (rule.unless and rule.unless.holds(get)):
                 continue
@@ -111,10 +113,9 @@ class Identify:
             timeouts.first_byte_s = asked_ms / 1000
         return timeouts
 
-    def _require(self, x: Exchange) -> None:
+    def _require(self, x: Exchange, get: Get) -> None:
         if not x.dialect:
             return
-        get = fields_of(x)
         for field in self.rules.require:
             if get(field) in (None, ""):
                 x.refuse(self._missing(field))
@@ -146,7 +147,7 @@ def unsendable(fields: Fields) -> str | None:
     return None
 
 
-def fields_of(x: Exchange) -> Callable[[str], object | None]:
+def fields_of(x: Exchange) -> Get:
     """Return how a rule's ``match`` looks a field up in *x*."""
 
     def get(field: str) -> object | None:

@@ -10,6 +10,15 @@ from mitmgate.dialects.base import Call, Dialect, Reading
 
 SSE = {"content-type": "text/event-stream"}
 JSON = {"content-type": "application/json"}
+ALL: list[Dialect] = [
+    dialects.CHAT,
+    dialects.COMPLETIONS,
+    dialects.EMBEDDINGS,
+    dialects.RESPONSES,
+    dialects.MESSAGES,
+    dialects.GENERATE,
+    dialects.GENERIC,
+]
 
 
 def stream(*events: Any, done: bool = False, named: bool = False) -> bytes:

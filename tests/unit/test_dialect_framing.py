@@ -10,22 +10,13 @@ from hypothesis import strategies as st
 from mitmgate import dialects
 from mitmgate.dialects.base import Call, Dialect
 from mitmgate.dialects.framing import values_of
-from support.readings import JSON, SSE, counts, read, stream
+from support.readings import ALL, JSON, SSE, counts, read, stream
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 ANSWER = {"id": "a", "model": "m", "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": USAGE}
 CHUNK = {"id": "a", "model": "m", "choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}
 EVENTS = stream(CHUNK, {"choices": [], "usage": USAGE}, done=True)
 PLAIN = json.dumps(ANSWER).encode()
-ALL: list[Dialect] = [
-    dialects.CHAT,
-    dialects.COMPLETIONS,
-    dialects.EMBEDDINGS,
-    dialects.RESPONSES,
-    dialects.MESSAGES,
-    dialects.GENERATE,
-    dialects.GENERIC,
-]
 
 
 @pytest.mark.parametrize(

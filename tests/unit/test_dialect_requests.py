@@ -9,17 +9,8 @@ from hypothesis import strategies as st
 
 from mitmgate import dialects
 from mitmgate.dialects.base import Dialect, Request, Turn
-from support.readings import stream
+from support.readings import ALL, stream
 
-ALL: list[Dialect] = [
-    dialects.CHAT,
-    dialects.COMPLETIONS,
-    dialects.EMBEDDINGS,
-    dialects.RESPONSES,
-    dialects.MESSAGES,
-    dialects.GENERATE,
-    dialects.GENERIC,
-]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 PICTURE = "data:image/png;base64," + "A" * 5000
 
