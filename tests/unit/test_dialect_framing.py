@@ -4,7 +4,7 @@ import json
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mitmgate import dialects
@@ -236,6 +236,7 @@ KEYS = st.sampled_from(
 SHAPES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5))
 
 
+@example(dialects.GENERIC, [{"content_block": {"type": []}}], False)
 @given(st.sampled_from(ALL), st.lists(st.dictionaries(KEYS, SHAPES, max_size=6), max_size=3), st.booleans())
 def test_json_of_any_shape_is_read_without_an_error(dialect: Dialect, values: list[object], whole: bool) -> None:
     reading = read(dialect, values if whole else stream(*values))

@@ -10,7 +10,7 @@ from typing import Any
 
 from mitmgate.dialects import prompt
 from mitmgate.dialects.base import Json
-from mitmgate.dialects.counts import named, obj
+from mitmgate.dialects.counts import named, obj, text
 
 LISTS = ("tool_calls",)
 PARTS = ("content", "content_block", "start", "steps", "step", "outputs")
@@ -32,7 +32,7 @@ def calls_of(place: dict[str, Any]) -> Iterator[str]:
         for part in _objects(place.get(key)):
             if isinstance(part.get("toolUse"), dict):
                 yield _known_by(part["toolUse"])
-            elif part.get("type") in PART_TYPES and named(part.get("name")):
+            elif text(part.get("type")) in PART_TYPES and named(part.get("name")):
                 yield _known_by(part)
 
 

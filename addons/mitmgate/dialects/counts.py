@@ -53,11 +53,9 @@ def named(value: Json) -> str | None:
 
 def count(value: Json) -> int | None:
     """Return *value* if it counts something: 0 … ``MOST``, also as 12.0."""
-    if isinstance(value, bool):
-        return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and 0 <= value <= MOST else None
+    return value if type(value) is int and 0 <= value <= MOST else None  # a boolean is an ``int``, too
 
 
 def amount(value: Json) -> float | None:
@@ -75,8 +73,16 @@ def total(*counts: int | None) -> int | None:
 
 def best(*values: Json) -> int | None:
     """Return the first positive count, else the first one: providers say one thing under two names, once as 0."""
-    counts = [value for value in map(count, values) if value is not None]
-    return next((value for value in counts if value), counts[0] if counts else None)
+    first: int | None = None
+    for value in values:
+        if value is None:  # nearly always
+            continue
+        counted = count(value)
+        if counted:
+            return counted
+        if first is None:
+            first = counted
+    return first
 
 
 def size(value: str) -> int:

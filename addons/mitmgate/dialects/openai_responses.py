@@ -128,7 +128,7 @@ class ResponsesReader(Framed):
         for part in (*objs(item.get("content")), *objs(item.get("summary"))):
             if shown := text(part.get("text")) or text(part.get("refusal")):
                 self.saw(size(shown))
-        if item.get("type") in CLIENT_CALLS:
+        if text(item.get("type")) in CLIENT_CALLS:
             self.saw(size(text(item.get("arguments")) or text(item.get("input"))))
 
 
