@@ -14,6 +14,9 @@ else:
 
 from mitmgate.store.rows import Value
 
+Unreadable = zstd.ZstdError
+"""What ``unpack`` raises for a body that is damaged."""
+
 PLAIN_BYTES = 32 * 1024
 """Up to here a body is stored plain. Measured: below it zstd halves a body, above 64 KiB it makes a sixth of it."""
 
@@ -42,5 +45,5 @@ def text(encoding: Value, stored: Value) -> str:
     """Return the body as text for people: never raises, what is not UTF-8 shows as ``�``."""
     try:
         return unpack(encoding, stored).decode(errors="replace")
-    except zstd.ZstdError as e:
+    except Unreadable as e:
         return f"[unreadable: {e}]"
