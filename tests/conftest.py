@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 import trustme
+from hypothesis import HealthCheck, settings
 
+from mitmgate.clock import Clock
 from mitmgate.home import Home
 from support import gateway as gateways
 from support import provider as providers
 from support.gateway import Gateway, OpenGateway, Run
 from support.provider import Provider
+
+# A busy machine is no fault of the code: a test may take its time, and so may the making of its examples.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +43,9 @@ async def provider(authority: trustme.CA) -> AsyncIterator[Provider]:
 def open_gateway(authority: trustme.CA, ca_file: Path, provider: Provider, home_path: Path) -> OpenGateway:
     """Return how to open a gateway with a policy of more than the defaults: ``open_gateway("usage: leave")``.
 
-    *upstream* are lines of that section beside ``ca`` and ``connect_to``. *port* is where *hosts* are dialled; *env*
-    has what ``env:NAME`` stands for; *trusted* says whether the provider's authority is in ``ca``.
+    *upstream* are lines of that section beside ``ca`` and ``connect_to``. *port* is where *hosts* are dialled, those of
+    *elsewhere* at a port of their own; *env* has what ``env:NAME`` stands for; *trusted* says whether the provider's
+    authority is in ``ca``; *clock* is the rooms' own.
     """
 
     @contextlib.asynccontextmanager
@@ -48,13 +55,15 @@ def open_gateway(authority: trustme.CA, ca_file: Path, provider: Provider, home_
         upstream: str = "",
         port: int | None = None,
         hosts: tuple[str, ...] = providers.HOSTS[:10],
+        elsewhere: Mapping[str, int] | None = None,
         env: Mapping[str, str] | None = None,
         trusted: bool = True,
         run: Run = gateways.run_plainly,
+        clock: Clock | None = None,
     ) -> AsyncIterator[Gateway]:
         ca = ca_file if trusted else None
-        policy = gateways.policy_for(port or provider.port, ca, hosts, text, upstream, env)
-        async with gateways.gateway(home_path, policy, authority, run=run) as running:
+        policy = gateways.policy_for(port or provider.port, ca, hosts, text, upstream, env, elsewhere)
+        async with gateways.gateway(home_path, policy, authority, run=run, clock=clock) as running:
             yield running
 
     return opened

@@ -5,8 +5,11 @@ Runs once per exchange, when nothing more can happen to it. Prices are looked up
 
 from mitmgate.clock import Clock
 from mitmgate.dialects.estimate import fill_estimates
-from mitmgate.exchange import Exchange
+from mitmgate.exchange import Exchange, How, Terminal
 from mitmgate.terminal import terminal
+
+BROKEN: dict[How | None, str] = {"cut": "reset", "timeout": "timeout"}
+"""What to call it where an answer broke off that somebody else's attempt brought."""
 
 
 class Account:
@@ -17,13 +20,24 @@ class Account:
 
     def settle(self, x: Exchange) -> None:
         x.ended = self.clock.now()
-        x.terminal = terminal(x.reading, x.how or "failed", x.streaming)
+        x.terminal = _terminal(x)
         x.error_type = error_type(x)
         if x.first_content is None and x.reading.first_content:
-            x.first_content = x.ended
-        answered = x.status is not None and x.status < 400 and x.source == "provider"
+            x.first_content = (x.answer.first_content if x.attempts else None) or x.ended
+        answered = x.status is not None and x.status < 400 and (x.source == "provider" or _is_replayed(x))
         if answered and x.reading.first_content:
             fill_estimates(x.reading, x.request)
+
+
+def _terminal(x: Exchange) -> Terminal:
+    if x.left_early:
+        return "timeout" if x.how == "timeout" else "client_abort"
+    return terminal(x.reading, x.how or "failed", x.streaming)
+
+
+def _is_replayed(x: Exchange) -> bool:
+    """True where its answer is somebody else's and whole: one that is still being read must not be estimated."""
+    return x.source == "cache" and x.reading.ended
 
 
 def error_type(x: Exchange) -> str | None:
@@ -33,7 +47,10 @@ def error_type(x: Exchange) -> str | None:
     if x.reading.error_type:
         return x.reading.error_type
     if x.how in ("cut", "timeout", "failed") and x.attempts:
-        return x.attempts[-1].error_type
+        answered = next((attempt for attempt in x.attempts if attempt.answer is x.answer), x.attempts[-1])
+        return answered.error_type
+    if x.how in BROKEN:
+        return BROKEN[x.how]
     if x.status is not None and x.status >= 400:
         return str(x.status)
     return None

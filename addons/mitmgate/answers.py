@@ -4,6 +4,7 @@ A provider's fields keep their order, case and duplicates; only hop-by-hop ones 
 """
 
 import json
+from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
 
@@ -15,20 +16,41 @@ HOP_BY_HOP = frozenset(
 )
 
 
-def provider_fields(x: Exchange, raw: Fields, *, recoded: bool, length_changed: bool) -> Fields:
-    """Return the head of a provider's answer as the client gets it.
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of a provider's answer, before ours is added for the client that gets it."""
 
-    *recoded*: the content coding was undone. *length_changed*: the body may be shorter than the provider said.
-    """
+    status: int
+    reason: bytes
+    fields: Fields
+    """As on the wire."""
+    headers: dict[str, str]
+    """The same, names in lower case."""
+    recoded: bool = False
+    """The pieces have their content coding undone."""
+    length_changed: bool = False
+    """They may be fewer bytes than the provider said."""
+    readable: bool = True
+    """The content coding is one that we can undo."""
+    should_retry: bool | None = None
+    """Ours, in place of the provider's ``x-should-retry``: False where we have tried already."""
+
+
+def provider_fields(x: Exchange, head: Head) -> Fields:
+    """Return the head of a provider's answer as the client gets it."""
     dropped = set(HOP_BY_HOP)
-    if recoded:
+    if head.recoded:
         dropped.add(b"content-encoding")
-    if recoded or length_changed:
+    if head.recoded or head.length_changed:
         dropped.add(b"content-length")
-    fields = [field for field in raw if field[0].lower() not in dropped]
-    has_length = not length_changed and any(name.lower() == b"content-length" for name, _ in fields)
+    if head.should_retry is not None:
+        dropped.add(b"x-should-retry")
+    fields = [field for field in head.fields if field[0].lower() not in dropped]
+    has_length = any(name.lower() == b"content-length" for name, _ in fields)
     if not has_length and x.http_version.startswith("HTTP/1") and _has_body(x):
         fields.append((b"Transfer-Encoding", b"chunked"))
+    if head.should_retry is not None:
+        fields.append((b"x-should-retry", b"true" if head.should_retry else b"false"))
     return fields + our_fields(x)
 
 
@@ -45,11 +67,13 @@ def our_fields(x: Exchange) -> Fields:
         fields.append((b"cf-aig-log-id", x.id))
     if x.cache_status:
         fields.append((b"cf-aig-cache-status", x.cache_status))
+    if x.cache_age_s is not None:
+        fields.append((b"cf-aig-cache-age", str(x.cache_age_s)))
     fields.append((b"cf-aig-attempts", str(len(x.attempts))))
     fields.append((b"cf-aig-step", str(x.step)))
-    if provider := x.target or (x.provider and x.provider.slug):
+    if provider := (x.origin and x.origin.target) or x.target or (x.provider and x.provider.slug):
         fields.append((b"cf-aig-provider", provider))
-    if model := x.reading.response_model or x.request.model:
+    if model := x.reading.response_model or (x.origin and x.origin.model) or x.request.model:
         fields.append((b"cf-aig-model", model))
     fields.append((b"cf-aig-source", x.source))
     if x.event_id:

@@ -2,10 +2,20 @@
 
     door        where requests come in: by the proxy, or by a base URL
       tunnels   before that: which connections are intercepted, tunnelled, refused
+    entry       Cloudflare's entries that name the provider in the body: /compat, the universal endpoint
     identify    provider, operation, model; tenant, user, session, tags; the cf-aig-* headers
-    usage       ask OpenAI-style streams for their token counts
-    upstream    the attempts at the provider, and the answer on its way to the client
-      stream      beside the answer: usage, finish reasons, first content
+    cache       answered before, or being answered right now: nothing is asked of a provider
+      tape        one answer, written once and heard by all who asked the same
+    route       the places that may answer, in order
+      rewrite     the request as each of them gets it, and which keys stay behind
+    upstream    from place to place, until there is an answer; and that answer on its way to whoever wants it
+      retry       wait, go on to the next place, or give up
+      attempts    one attempt, or a second beside a slow one
+        breaker     which places rest
+        hedge       when the second attempt starts
+        usage       ask OpenAI-style streams for their token counts
+        arrival     the attempt itself, up to where its answer can be judged
+          stream      beside the answer: usage, finish reasons, first content
     account     how it ended, what it used
     metrics     counters for /metrics
     trace       rows and payloads, by way of the writer's thread
@@ -22,13 +32,19 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from random import random
 from typing import TYPE_CHECKING, Any
 
 from mitmgate.account import Account
+from mitmgate.breaker import Breakers
+from mitmgate.cache import Cache
 from mitmgate.clock import Clock, SystemClock
 from mitmgate.door import Door
+from mitmgate.door_paths import hosts_of
+from mitmgate.entry import Entry
 from mitmgate.errors import Refusal
 from mitmgate.exchange import Exchange
+from mitmgate.hedge import Hedges
 from mitmgate.home import secret_of
 from mitmgate.identify import Identify
 from mitmgate.layer import Downstream, Gone
@@ -36,6 +52,10 @@ from mitmgate.metrics import Metrics
 from mitmgate.observe import Observed
 from mitmgate.policy import Policy, default, load
 from mitmgate.pricing import PRICES
+from mitmgate.retry import Retries
+from mitmgate.route import Route
+from mitmgate.sink import Client
+from mitmgate.store.answers import AnswerStore
 from mitmgate.store.writer import Writer
 from mitmgate.trace import Trace
 from mitmgate.upstream import Upstream
@@ -58,12 +78,18 @@ class Chain:
         self.clock = clock
         self.metrics = Metrics()
         self.writer = Writer(database, clock, trace=policy.trace)
-        usage = Usage(policy, clock)
-        self.identify = Identify(policy, secret)
-        self.upstream = Upstream(policy, clock, usage)
+        hosts = hosts_of(policy)
+        self.answers = AnswerStore(database.with_name("cache.db"), policy.cache_store.max_bytes, clock)
+        self.cache = Cache(policy, self.answers, clock)
+        self.breakers = Breakers(clock)
+        self.upstream = Upstream(
+            policy, clock, Usage(policy, clock), Retries(clock, random), self.breakers, Hedges(clock)
+        )
         self.rooms: list[object] = [
-            self.identify,
-            usage,
+            Entry(policy, hosts),
+            Identify(policy, secret),
+            self.cache,
+            Route(policy, hosts, clock, random),
             self.upstream,
             Account(clock),
             self.metrics,
@@ -80,9 +106,21 @@ class Chain:
         """Only inside mitmweb."""
         self.metrics.gauges |= {
             "mitmgate_live_exchanges": lambda: len(self.live),
+            "mitmgate_cache_entries": lambda: self.answers.stats.entries,
+            "mitmgate_cache_bytes": lambda: self.answers.stats.bytes,
+            "mitmgate_cache_dropped_total": lambda: self.answers.stats.dropped,
             "mitmgate_rows_written_total": lambda: self.writer.stats.rows_written,
             "mitmgate_rows_dropped_total": lambda: self.writer.stats.rows_dropped,
             "mitmgate_payloads_dropped_total": lambda: self.writer.stats.payloads_dropped,
+        }
+
+        self.metrics.series["mitmgate_breaker_state"] = self._breaker_states
+
+    def _breaker_states(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], int]:
+        states = self.breakers.states()
+        return {
+            ("mitmgate_breaker_state", (("target", target),)): ("closed", "half_open", "open").index(state)
+            for target, state in states.items()
         }
 
     def open(self) -> None:
@@ -91,11 +129,13 @@ class Chain:
             return
         self.is_open = True
         self.writer.start()
+        self.answers.open()
         self.upstream.open()
         asyncio.get_running_loop().run_in_executor(None, PRICES.warm)  # or the first rows would wait for the imports
 
     async def close(self) -> None:
         await self.upstream.close()
+        await asyncio.to_thread(self.answers.close)
         await asyncio.to_thread(self.writer.close, 5.0)
 
     def join_web(self, view: "View") -> "Web":
@@ -120,27 +160,40 @@ class Chain:
     async def carry(self, x: Exchange, down: Downstream) -> None:
         """Carry *x* from its complete request to its row."""
         self.live.add(down)
+        client = Client(x, down)
         try:
             await self._admit(x)
-            await self.upstream.answer(x, down)
+            await self._answer(x, client)
+            x.how = x.how or "client_left"  # read to its end for the bill, and heard by nobody
         except Gone:
             x.how = x.how or "client_left"
         except asyncio.CancelledError:
             if not down.gone and not down.killed:
-                await self._stop(x, down)
+                await self._stop(client)
             x.how = x.how or "client_left"
         except Exception:
             log.exception("chain: %s: the gateway failed", x.id)
-            await self._apologise(x, down)
+            await self._apologise(client)
         finally:
             self.live.discard(down)
             down.finish()
+            self.cache.abandon(x)
             self.settle(x)
+
+    async def _answer(self, x: Exchange, client: Client) -> None:
+        if x.tape:
+            await self.cache.lead(x, client, self.upstream.answer)
+        elif x.refusal:
+            await client.refuse(x.refusal, "refused")
+        elif x.replay:
+            await self.cache.replay(x, client)
+        else:
+            await self.upstream.answer(x, client)
 
     async def _admit(self, x: Exchange) -> None:
         for step in self.admits:
-            if x.refusal:
-                return
+            if x.refusal or x.replay:
+                break
             try:
                 if (more := step(x)) is not None:
                     await more
@@ -165,25 +218,22 @@ class Chain:
         log.exception("%s: %s: the room broke, so the request is refused", _room(step), x.id)
         x.refuse(Refusal(500, "internal", f"mitmgate's room {_room(step)} broke; the gateway's log says how"))
 
-    async def _apologise(self, x: Exchange, down: Downstream) -> None:
-        await self._end(x, down, Refusal(500, "internal", "mitmgate failed; the gateway's log says how"))
+    async def _apologise(self, client: Client) -> None:
+        await self._end(client, Refusal(500, "internal", "mitmgate failed; the gateway's log says how"))
 
-    async def _stop(self, x: Exchange, down: Downstream) -> None:
+    async def _stop(self, client: Client) -> None:
         """The gateway stops, and this exchange has had its grace."""
-        await self._end(x, down, Refusal(503, "overloaded", "mitmgate is stopping; try again", retry_after_s=1))
+        await self._end(client, Refusal(503, "overloaded", "mitmgate is stopping; try again", retry_after_s=1))
 
-    async def _end(self, x: Exchange, down: Downstream, refusal: Refusal) -> None:
+    async def _end(self, client: Client, refusal: Refusal) -> None:
         """Refuse what has not begun, break off what has."""
         try:
-            if down.started:
-                x.how = "cut"
-                await down.cut(refusal.message)
+            if client.started:
+                await client.cut(refusal.message, "cut")
             else:
-                x.how = "failed"
-                x.refuse(refusal)
-                await self.upstream.refuse(x, down, refusal, "failed")
+                await client.refuse(refusal, "failed")
         except Exception:
-            log.debug("chain: %s: nobody could be told", x.id, exc_info=True)
+            log.debug("chain: %s: nobody could be told", client.x.id, exc_info=True)
 
 
 def _steps(rooms: list[object], name: str) -> list[Any]:

@@ -19,7 +19,7 @@ from mitmproxy import ctx, http
 
 from mitmgate import controls, layer, reach
 from mitmgate.clock import Clock
-from mitmgate.door_paths import Local, Nowhere, hosts_of, resolve
+from mitmgate.door_paths import Entry, Local, Nowhere, hosts_of, resolve
 from mitmgate.errors import Refusal, StartError
 from mitmgate.exchange import Exchange, joined
 from mitmgate.layer import Downstream
@@ -171,11 +171,16 @@ class Door:
                 flow.server_conn.via = self.tunnels.via
 
     def _arrive_by_path(self, flow: http.HTTPFlow) -> None:
-        place = resolve(flow.request.path, self.hosts, self.policy)
+        place = resolve(flow.request.method, flow.request.path, self.hosts, self.policy)
         if isinstance(place, Local):
             self.pages[flow.id] = place.page
         elif isinstance(place, Nowhere):
             self._exchange(flow, None).refuse(Refusal(404, "not_found", place.message, should_retry=False))
+        elif isinstance(place, Entry):
+            flow.request.path = place.path
+            x = self._exchange(flow, None, door="base-url")
+            x.entry, x.host = place.kind, ""
+            self.chain.head(x)
         else:
             request = flow.request
             request.scheme, request.host, request.port = place.scheme, place.host, place.port
@@ -200,8 +205,6 @@ class Door:
                     426, "bad_request", "this gateway takes no WebSocket here (upstream.websocket: refuse); use POST"
                 )
             )
-        if target:
-            _use_headers(x, self.policy.targets[target].headers)
         if not x.refusal and _is_streamed(x):
             x.streamed_upload = flow.request.stream = True
 
@@ -256,8 +259,6 @@ class Door:
         x.fields = [field for field in flow.request.headers.fields if field[0].lower() != b"expect"]
         x.headers = joined(tuple(x.fields))
         self.chain.head(x)
-        if x.target:
-            _use_headers(x, self.policy.targets[x.target].headers)
 
     async def _serve(self, page: str, down: Downstream) -> None:
         if page == "metrics":
@@ -314,10 +315,3 @@ def _is_streamed(x: Exchange) -> bool:
     )
     is_json = "json" in x.headers.get("content-type", "")
     return chunked and not (x.dialect and is_json)
-
-
-def _use_headers(x: Exchange, headers: Any) -> None:
-    """Put a target's own headers in place of the caller's."""
-    names = {name.lower() for name in headers}
-    kept = [field for field in x.sent_fields if field[0].decode("latin-1").lower() not in names]
-    x.sent_fields = [*kept, *((name.encode(), value.encode()) for name, value in headers.items())]

@@ -1,14 +1,18 @@
 """Where a path of the base-URL door leads. Pure.
 
 ``/{provider}/{native path}`` with Cloudflare's provider names and path forms, with or without Cloudflare's leading
-``/v1/{account}/{gateway}``, and ``/target/{name}/…`` for the policy's own targets.
+``/v1/{account}/{gateway}``, and ``/target/{name}/…`` for the policy's own targets. Two paths name no provider, because
+the body does: ``/compat/…`` and the universal endpoint, which is a POST to nothing but that leading part, or to ``/``.
 """
 
 import re
 from dataclasses import dataclass, replace
+from typing import Literal
 from urllib.parse import urlsplit
 
+from mitmgate import dialects
 from mitmgate.policy import Policy
+from mitmgate.policy.values import ProviderHosts
 from mitmgate.providers import Hosts, Provider
 
 
@@ -24,12 +28,28 @@ class Place:
     provider: Provider
     target: str | None = None
 
+    @property
+    def authority(self) -> bytes:
+        """What its ``host`` header says."""
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        is_usual = (self.scheme, self.port) in (("https", 443), ("http", 80))
+        return (name if is_usual else f"{name}:{self.port}").encode()
+
 
 @dataclass(frozen=True, slots=True)
 class Local:
     """One of the door's own pages: ``healthz``, ``metrics``."""
 
     page: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One of Cloudflare's entries: where the request goes stands in its body, which ``entry`` reads."""
+
+    kind: Literal["compat", "universal"]
+    path: str
+    """The entry in its shortest form, query included: ``/compat/chat/completions``, ``/compat/embeddings``, ``/``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +60,16 @@ class Nowhere:
 
 
 PAGES = ("healthz", "metrics")
+COMPAT = ("chat/completions", "embeddings")
+"""What ``/compat`` has, and every OpenAI-compatible endpoint below its base."""
 AUTHORITY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?")
 """A name or an address, and a port. Parts of it may come from the path, so from a stranger."""
 WILDCARDS = frozenset("*?[")
+SPEAKS_OPENAI = frozenset({"openai", "ollama"})
+"""Families of a policy's ``providers`` whose hosts have an OpenAI-compatible endpoint at ``/v1``."""
 
 
-def resolve(path: str, hosts: Hosts, policy: Policy) -> Place | Local | Nowhere:
+def resolve(method: str, path: str, hosts: Hosts, policy: Policy) -> Place | Local | Entry | Nowhere:
     """Return where *path* (query included) leads."""
     if "#" in path:
         return Nowhere("a request has no fragment: encode # as %23")
@@ -53,10 +77,14 @@ def resolve(path: str, hosts: Hosts, policy: Policy) -> Place | Local | Nowhere:
     segments = route.lstrip("/").split("/")
     if segments[0] in PAGES and len(segments) == 1:
         return Local(segments[0])
+    query = mark + query
+    if method == "POST" and _is_bare(segments):
+        return Entry("universal", f"/{query}")
     if segments[0] == "v1" and len(segments) > 3:
         segments = segments[3:]
     name, rest = segments[0], segments[1:]
-    query = mark + query
+    if name == "compat":
+        return _compat(method, rest, query)
     if name == "target" and rest:
         return _target(rest[0], rest[1:], query, hosts, policy)
     provider = hosts.providers.get(name)
@@ -66,6 +94,30 @@ def resolve(path: str, hosts: Hosts, policy: Policy) -> Place | Local | Nowhere:
     if isinstance(place, Place) and hosts.find(place.host, place.port) is not provider:
         return Nowhere(f"{place.host[:120]!r} is no host of {name}")
     return place
+
+
+def _is_bare(segments: list[str]) -> bool:
+    """True for ``/`` and ``/v1/{account}/{gateway}``, but not for ``/v1/chat/completions``: who sends that has lost the
+    provider's name, and should hear so.
+    """
+    if segments[-1] == "":
+        segments = segments[:-1]
+    if not segments:
+        return True
+    is_gateway = len(segments) == 3 and segments[0] == "v1" and all(segments)
+    return is_gateway and dialects.find(None, "POST", f"/{'/'.join(segments)}") is None
+
+
+def _compat(method: str, rest: list[str], query: str) -> Entry | Nowhere:
+    asked = "/".join(rest).removeprefix("v1/").rstrip("/")
+    if method == "POST" and asked in COMPAT:
+        return Entry("compat", f"/compat/{asked}{query}")
+    return Nowhere(f"/compat has {' and '.join(f'POST /compat/{name}' for name in COMPAT)}, nothing else")
+
+
+def compat_place(provider: Provider, asked: str, query: str) -> Place | Nowhere:
+    """Return where *asked*, one of ``COMPAT``, is to be had of *provider*, whose ``compat`` is not empty."""
+    return _place(provider.compat, asked.split("/"), query, provider, None)
 
 
 def _provider(provider: Provider, rest: list[str], query: str) -> Place | Nowhere:
@@ -120,7 +172,9 @@ def _place(base: str, rest: list[str], query: str, provider: Provider, target: s
 
 def _unknown(name: str, hosts: Hosts) -> str:
     known = ", ".join(sorted(hosts.providers))
-    return f"no provider {name[:80]!r} at this door; the first part of the path is one of: {known}, or target/NAME"
+    return (
+        f"no provider {name[:80]!r} at this door; the first part of the path is one of: {known}, target/NAME, or compat"
+    )
 
 
 def hosts_of(policy: Policy) -> Hosts:
@@ -128,7 +182,7 @@ def hosts_of(policy: Policy) -> Hosts:
 
     A target's host has its provider's name and dialect.
     """
-    own = [Provider(row.name, row.hosts, row.dialect) for row in policy.providers]
+    own = [Provider(row.name, row.hosts, row.dialect, compat=_compat_of(row)) for row in policy.providers]
     known = Hosts(own)
     for target in policy.targets.values():
         url = urlsplit(target.base_url)
@@ -138,3 +192,9 @@ def hosts_of(policy: Policy) -> Hosts:
             own.append(replace(provider, hosts=(*provider.hosts, host)))
             known = Hosts(own)
     return known
+
+
+def _compat_of(row: ProviderHosts) -> str:
+    """Return the base URL of *row*'s OpenAI-compatible endpoint; empty where no host of it is named in full."""
+    single = [host for host in row.hosts if not set(host) & WILDCARDS]
+    return f"https://{single[0]}/v1" if single and row.dialect in SPEAKS_OPENAI else ""

@@ -1,18 +1,23 @@
 """The state of one request on its way through the rooms. Rooms meet here; each field says which room writes it.
 
-An ``Exchange`` lives from the request's head to its row. An ``Attempt`` is one try at a provider.
+An ``Exchange`` lives from the request's head to its row. A ``Leg`` is a place that may answer it, an ``Attempt`` one
+try at a provider.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from mitmgate.dialects.base import Dialect, Json, Reader, Reading, Request
+from mitmgate.dialects.base import Dialect, Json, Reading, Request
 from mitmgate.errors import Refusal, Source
 from mitmgate.ids import uuid7
 
 if TYPE_CHECKING:
+    from mitmgate.policy.values import Hedge as HedgeRule
     from mitmgate.providers import Provider
+    from mitmgate.sink import Replay
+    from mitmgate.tape import Tape
 
 type Fields = list[tuple[bytes, bytes]]
 """Header fields as on the wire: order, case and duplicates kept."""
@@ -22,15 +27,88 @@ def joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return header fields by name in lower case; repeated ones are joined by ``, ``."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in fields:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("utf-8", "replace")
+        name, value = _name(raw_name), raw_value.decode("utf-8", "replace")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
+
+
+@lru_cache(1024)  # names are few
+def _name(raw_name: bytes) -> str:
+    return raw_name.decode("latin-1").lower()
 
 
 type Terminal = Literal["complete", "error_event", "truncated", "client_abort", "timeout", "refused", "failed"]
 
 type How = Literal["end", "cut", "client_left", "timeout", "refused", "failed"]
 """How the answer's transport ended: whole, broken off, left by the client, by a clock of ours, never begun."""
+
+
+@dataclass(slots=True)
+class Leg:
+    """A place that may answer, and the request as that place gets it. Written by ``route`` and ``entry``."""
+
+    target: str
+    """Name of the policy's target; where there is none, the provider's slug, else the host."""
+    provider: "Provider | None"
+    scheme: str
+    host: str
+    port: int
+    path: str
+    """Origin form, query included."""
+    fields: Fields
+    """Without what belongs to the gateway or to the client's connection."""
+    body: bytes | None = None
+    """None = as the client sent it."""
+    model: str | None = None
+    """Asked of this place."""
+    is_target: bool = False
+    """``target`` is one of the policy's."""
+    ca: str | None = None
+    zone: str | None = None
+    dialect: Dialect | None = None
+    """What it answers in."""
+    request: Request = field(default_factory=Request)
+    attempts: int | None = None
+    """Most tries here; None = as the retry rule says."""
+    first_byte_s: float | None = None
+    """None = as ``Exchange.timeouts`` says."""
+    delay_s: float | None = None
+    """First wait here; None = as the retry rule says."""
+    backoff: str | None = None
+    asked_usage: bool = False
+    """``usage`` asked the stream to report its counts; the chunk that carries them is not for the client."""
+    unasked_body: bytes | None = None
+    """``body`` before that."""
+
+    @property
+    def key(self) -> str:
+        """By which retries, rests and paces are counted: the target's name, the host where there is no target."""
+        return self.target if self.is_target else self.host
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is known of an answer beside the bytes on their way. Written by ``stream``."""
+
+    reading: Reading = field(default_factory=Reading)
+    kept: bytearray = field(default_factory=bytearray)
+    """Its bytes, content coding undone, up to ``trace``'s cap per body."""
+    kept_whole: bool = True
+    size: int = 0
+    """Bytes as the provider sent them."""
+    first_content: float | None = None
+    """Monotonic seconds at which the first content arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The place that gave an answer."""
+
+    target: str
+    provider_name: str
+    host: str
+    model: str | None = None
+    """Asked of it; None where nobody knows."""
 
 
 @dataclass(slots=True)
@@ -56,7 +134,17 @@ class Attempt:
     error_type: str | None = None
     detail: str | None = None
     """What went wrong, for people."""
-    reading: Reading = field(default_factory=Reading)
+    answer: Answer = field(default_factory=Answer)
+    model: str | None = None
+    """Asked of that place."""
+
+    @property
+    def reading(self) -> Reading:
+        return self.answer.reading
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.target, self.provider_name, self.host, self.model)
 
 
 @dataclass(slots=True)
@@ -68,6 +156,8 @@ class Event:
     action: str
     shadow: bool = False
     detail: str | None = None
+    at: float | None = None
+    """Monotonic seconds; None = when the request came."""
 
 
 @dataclass(slots=True)
@@ -103,11 +193,17 @@ class Exchange:
     http_version: str = "HTTP/1.1"
     target: str | None = None
     """A target of the policy named in the base-URL path."""
+    entry: Literal["compat", "universal"] | None = None
+    """One of Cloudflare's entries that name their provider in the body, not in the path."""
     id: str = field(default_factory=uuid7)
     body: bytes | None = None
     """The request body as sent by the client; None while (and if) it is streamed."""
     streamed_upload: bool = False
     """The body goes to the provider while it arrives: no rule can read it, no second attempt can be made."""
+
+    # -- entry: a request that names its provider in the body -------------------------------------------------------
+    native_body: bytes | None = None
+    """What the provider's own path takes, where an entry of Cloudflare's had wrapped it; None = ``body``."""
 
     # -- identify: who asks what of whom ----------------------------------------------------------------------------
     provider: "Provider | None" = None
@@ -138,11 +234,18 @@ class Exchange:
     keep_row: bool = True
     keep_payload: bool = True
 
-    # -- guard, limit, budget, cache: a room that says no, or answers, writes this
-    # --------------------------------------
+    # -- guard, limit, budget, cache: a room that says no, or answers, writes this -----------------------------------
     refusal: Refusal | None = None
     source: Source = "provider"
-    cache_status: str | None = None
+    cache_status: Literal["HIT", "MISS", "BYPASS"] | None = None
+    cache_age_s: int | None = None
+    """Of a hit."""
+    replay: "Replay | None" = None
+    """An answer that is already here, or on its way to somebody else: nothing is asked of a provider."""
+    tape: "Tape | None" = None
+    """Where the answer is written so that others can have it, too; None = straight to the client."""
+    left_early: bool = False
+    """Its client did not take all of an answer that was read to its end for others, or long ago."""
     route_notes: list[str] = field(default_factory=list)
     """Parts of ``cf-aig-route``."""
     events: list[Event] = field(default_factory=list)
@@ -151,28 +254,34 @@ class Exchange:
 
     # -- shape, route: what the provider gets ------------------------------------------------------------------------
     sent_fields: Fields = field(default_factory=list)
+    """The client's, less ours and those of its connection; each leg makes its own of them."""
     sent_body: bytes | None = None
-    """None = ``body`` unchanged."""
-    asked_usage: bool = False
-    """``usage`` asked the stream to report its counts; the chunk that carries them is not for the client."""
+    """What the place that was tried last got; None = ``body`` unchanged."""
+    legs: list[Leg] = field(default_factory=list)
+    """The places that may answer, in order; the first is the request's own host where no rule says otherwise."""
+    fall_back_on: frozenset[int | str] = frozenset()
+    """Causes that lead on to the next leg."""
+    route_rule: str = "route"
+    """Name of the rule that made the legs."""
+    hedge: "HedgeRule | None" = None
+    spare: Leg | None = None
+    """Where ``hedge`` makes its second attempt."""
 
     # -- upstream, stream: what came back -----------------------------------------------------------------------------
     attempts: list[Attempt] = field(default_factory=list)
     step: int = 0
+    origin: Origin | None = None
+    """Where the answer came from, at first hand or, out of the cache, long ago."""
     status: int | None = None
     """As the client got it."""
     answer_headers: dict[str, str] = field(default_factory=dict)
-    reader: Reader | None = None
-    reading: Reading = field(default_factory=Reading)
+    answer: Answer = field(default_factory=Answer)
+    """Of the attempt that answered, or of the stored answer."""
     how: How | None = None
     first_content: float | None = None
     """Monotonic seconds at which the first content arrived."""
     waited_s: float = 0.0
     """Waiting for the provider (connect, first byte, between bytes); ``gateway_ms`` is the rest."""
-    answer_bytes: int = 0
-    kept: bytearray = field(default_factory=bytearray)
-    """The answer's bytes, content coding undone, up to ``trace``'s cap per body."""
-    kept_whole: bool = True
 
     # -- account ----------------------------------------------------------------------------------------------------
     ended: float | None = None
@@ -182,6 +291,10 @@ class Exchange:
     # -- whoever carries it ------------------------------------------------------------------------------------------
     flow: Any = None
     """mitmproxy's flow, for the screens; no rule reads it."""
+
+    @property
+    def reading(self) -> Reading:
+        return self.answer.reading
 
     @property
     def stream(self) -> bool:

@@ -5,16 +5,13 @@ with the values it takes, and credentials become a keyed hash before anything is
 """
 
 import json
-from collections.abc import Callable
 
 from mitmgate import controls, dialects, identity
 from mitmgate.dialects.inflate import inflater
 from mitmgate.errors import Refusal
-from mitmgate.exchange import Exchange, Fields, Timeouts
+from mitmgate.exchange import Exchange, Fields, Timeouts, joined
+from mitmgate.fields import Get, fields_of
 from mitmgate.policy import Policy
-
-type Get = Callable[[str], object | None]
-"""How a rule's ``match`` looks a field up."""
 
 BODY_BYTES = 32 << 20
 """A larger body is not parsed: it passes, and its model comes from the answer."""
@@ -62,10 +59,11 @@ class Identify:
         if x.streamed_upload:
             x.notes.append("streamed upload: no rule read the body")
             return
-        if not x.dialect or not x.body:
+        body = x.body if x.native_body is None else x.native_body
+        if not x.dialect or not body:
             return
-        body = x.body
-        if encoding := x.headers.get("content-encoding"):
+        encoding = x.headers.get("content-encoding")
+        if encoding and x.native_body is None:
             coding = inflater(encoding)
             body = coding.feed(body) + coding.end() if coding else b""
         if len(body) > BODY_BYTES:
@@ -79,7 +77,7 @@ class Identify:
 
     def _caller(self, x: Exchange) -> None:
         x.metadata = x.controls.get("metadata", {})
-        if credential := identity.credential_of(x.headers, x.path):
+        if credential := credential_of(x):
             x.auth = identity.key_hash(self.secret, credential)
         x.tenant = identity.first_of(self.rules.tenant, None, x.metadata, x.headers)
         x.user = identity.first_of(self.rules.user, None, x.metadata, x.headers) or x.request.end_user
@@ -134,6 +132,14 @@ class Identify:
         )
 
 
+def credential_of(x: Exchange) -> bytes | None:
+    """Return the key that *x* came with; at the universal endpoint its first element may be the one that has it."""
+    own = identity.credential_of(x.headers, x.path)
+    if own or x.entry != "universal":
+        return own
+    return identity.credential_of(joined(x.legs[0].fields if x.legs else x.sent_fields), x.path)
+
+
 def unsendable(fields: Fields) -> str | None:
     """Return the name of a header whose bytes the pool would lose: it sends text, encoded as UTF-8."""
     for name, value in fields:
@@ -145,40 +151,3 @@ def unsendable(fields: Fields) -> str | None:
         except UnicodeDecodeError:
             return name.decode("ascii", "replace")
     return None
-
-
-def fields_of(x: Exchange) -> Get:
-    """Return how a rule's ``match`` looks a field up in *x*."""
-
-    def get(field: str) -> object | None:
-        kind, _, name = field.partition(".")
-        if kind == "metadata":
-            return x.metadata.get(name)
-        if kind == "header":
-            return x.headers.get(name.lower())
-        return _FIELDS[field](x)
-
-    return get
-
-
-_FIELDS: dict[str, Callable[[Exchange], object | None]] = {
-    "provider": lambda x: x.provider.slug if x.provider else None,
-    "host": lambda x: x.host,
-    "path": lambda x: x.path.partition("?")[0],
-    "method": lambda x: x.method,
-    "operation": lambda x: x.operation,
-    "model": lambda x: x.request.model,
-    "tier": lambda x: x.tier,
-    "stream": lambda x: x.request.stream,
-    "tenant": lambda x: x.tenant,
-    "user": lambda x: x.user,
-    "prompt_version": lambda x: x.prompt_version,
-    "route": lambda x: x.route,
-    "session": lambda x: x.session,
-    "auth": lambda x: x.auth,
-    "region": lambda x: x.region,
-    "colo": lambda x: x.colo,
-    "sla": lambda x: x.sla,
-    "user_agent": lambda x: x.headers.get("user-agent"),
-    "input_tokens": lambda x: x.request.input_tokens_estimate,
-}

@@ -13,6 +13,15 @@ HELP: dict[str, tuple[str, str]] = {
     "mitmgate_terminals_total": ("counter", "LLM calls by how they ended."),
     "mitmgate_tokens_total": ("counter", "Tokens reported by providers, by kind."),
     "mitmgate_attempts_total": ("counter", "Attempts made at providers."),
+    "mitmgate_rules_total": (
+        "counter",
+        "Policy rules that acted, by room, rule and action: retries, fall-backs, rests …",
+    ),
+    "mitmgate_breaker_state": ("gauge", "Of each target with a breaker: 0 closed, 1 half-open, 2 open."),
+    "mitmgate_cache_total": ("counter", "LLM calls that a cache rule or header applied to, by status."),
+    "mitmgate_cache_entries": ("gauge", "Answers in the cache."),
+    "mitmgate_cache_bytes": ("gauge", "Their bytes on disk."),
+    "mitmgate_cache_dropped_total": ("counter", "Answers that could not be kept."),
     "mitmgate_passed_total": ("counter", "Calls on provider hosts that generate nothing: forwarded, no row."),
     "mitmgate_websockets_total": ("counter", "WebSocket upgrades on provider hosts."),
     "mitmgate_observed_total": ("counter", "Calls on observed hosts, by kind."),
@@ -36,6 +45,8 @@ class Metrics:
         self.counts: Counter[tuple[str, Labels]] = Counter()
         self.gauges: dict[str, Callable[[], int]] = {}
         """Read when asked for: ``mitmgate_live_exchanges`` and the writer's own counts."""
+        self.series: dict[str, Callable[[], Mapping[tuple[str, Labels], int]]] = {}
+        """The same for those with labels."""
 
     def count(self, metric: str, by: int = 1, **labels: str) -> None:
         self.counts[metric, tuple(labels.items())] += by
@@ -49,6 +60,13 @@ class Metrics:
         self.count("mitmgate_requests_total", provider=provider, status=status, source=x.source)
         self.count("mitmgate_terminals_total", provider=provider, terminal=x.terminal or "failed")
         self.count("mitmgate_attempts_total", len(x.attempts), provider=provider)
+        if x.cache_status:
+            self.count("mitmgate_cache_total", status=x.cache_status)
+        for event in x.events:
+            if not event.shadow:
+                self.count("mitmgate_rules_total", room=event.room, rule=event.rule, action=event.action)
+        if x.source == "cache":
+            return
         usage = x.reading.usage
         for kind, tokens in (("input", usage.input_tokens), ("output", usage.output_tokens)):
             if tokens:
@@ -61,7 +79,7 @@ class Metrics:
             lines += [f"# HELP {metric} {says}", f"# TYPE {metric} {kind}"]
             if metric in self.gauges:
                 lines.append(f"{metric} {self.gauges[metric]()}")
-            lines += _series(metric, self.counts)
+            lines += _series(metric, self.series[metric]() if metric in self.series else self.counts)
         return ("\n".join(lines) + "\n").encode()
 
 

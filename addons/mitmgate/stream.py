@@ -10,7 +10,7 @@ from collections.abc import Callable
 from mitmgate.dialects.base import Call, Reader
 from mitmgate.dialects.inflate import inflater
 from mitmgate.dialects.usage_filter import UsageFilter
-from mitmgate.exchange import Attempt, Exchange
+from mitmgate.exchange import Attempt, Exchange, Leg
 
 log = logging.getLogger("mitmgate.stream")
 
@@ -21,27 +21,30 @@ KEPT_BYTES = 1 << 20
 class Tap:
     """One answer on its way through. ``feed`` and ``end`` never raise."""
 
-    def __init__(self, x: Exchange, attempt: Attempt, now: Callable[[], float]) -> None:
-        self.x = x
+    def __init__(self, x: Exchange, leg: Leg, attempt: Attempt, now: Callable[[], float]) -> None:
+        self.id = x.id
+        self.keeps = x.keep_payload
+        self.answer = attempt.answer
         self.now = now
         encoding = attempt.headers.get("content-encoding", "")
         self.inflater = inflater(encoding) if encoding else None
-        self.filter = UsageFilter() if x.asked_usage and attempt.status == 200 else None
+        self.filter = UsageFilter() if leg.asked_usage and attempt.status == 200 else None
         self.readable = not encoding or self.inflater is not None
         self.reader: Reader | None = None
         if self.readable:
-            self._open(attempt)
+            self._open(leg, attempt)
         self.recodes = bool(self.filter and self.inflater)
         """The client gets the bytes with their coding undone."""
+        self.plain = b""
+        """What the piece that was returned last says without its content coding."""
 
-    def _open(self, attempt: Attempt) -> None:
-        x = self.x
-        if x.dialect is None:
+    def _open(self, leg: Leg, attempt: Attempt) -> None:
+        if leg.dialect is None:
             return
-        call = Call(attempt.status or 0, attempt.headers, x.request.stream, x.path, x.request.model)
+        call = Call(attempt.status or 0, attempt.headers, leg.request.stream, leg.path, leg.request.model)
         try:
-            self.reader = x.dialect.reader(call)
-            attempt.reading = x.reading = self.reader.reading
+            self.reader = leg.dialect.reader(call)
+            self.answer.reading = self.reader.reading
         except Exception:
             self._broken()
 
@@ -52,15 +55,17 @@ class Tap:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take what the provider sent; return what the client gets now."""
-        self.x.answer_bytes += len(chunk)
+        self.answer.size += len(chunk)
         plain = chunk
         if self.inflater:
             plain = self.inflater.feed(chunk)
         if self.reader:
             self._read(plain)
         if self.filter is None:
+            self.plain = plain
             return chunk
-        return self.filter.feed(plain)
+        self.plain = self.filter.feed(plain)
+        return self.plain
 
     def end(self) -> bytes:
         """The provider's answer is whole; return what was still held back."""
@@ -72,30 +77,37 @@ class Tap:
                 self.reader.end()
             except Exception:
                 self._broken()
+            self._note_content()
         return self.release(rest)
 
     def release(self, rest: bytes = b"") -> bytes:
         """Return what was held back, also of an answer that broke off."""
         if self.filter is None:
+            self.plain = rest
             return b""
-        return self.filter.feed(rest) + self.filter.end()
+        self.plain = self.filter.feed(rest) + self.filter.end()
+        return self.plain
 
     def _read(self, plain: bytes) -> None:
-        x = self.x
+        answer = self.answer
         try:
-            if x.keep_payload and (room := KEPT_BYTES - len(x.kept)) > 0:
-                x.kept += plain[:room]
-                x.kept_whole = x.kept_whole and len(plain) <= room
+            if self.keeps and (room := KEPT_BYTES - len(answer.kept)) > 0:
+                answer.kept += plain[:room]
+                answer.kept_whole = answer.kept_whole and len(plain) <= room
             elif plain:
-                x.kept_whole = False
+                answer.kept_whole = False
             if self.reader:
                 self.reader.feed(plain)
-                if x.first_content is None and self.reader.reading.first_content:
-                    x.first_content = self.now()
+                self._note_content()
         except Exception:
             self._broken()
 
+    def _note_content(self) -> None:
+        """Note when the first content came; a plain answer shows it at its end."""
+        if self.answer.first_content is None and self.answer.reading.first_content:
+            self.answer.first_content = self.now()
+
     def _broken(self) -> None:
-        log.exception("stream: %s: reading the answer failed; its bytes go on untouched", self.x.id)
+        log.exception("stream: %s: reading the answer failed; its bytes go on untouched", self.id)
         self.reader = None
-        self.x.reading.parse_errors += 1
+        self.answer.reading.parse_errors += 1

@@ -20,4 +20,4 @@ class Trace:
         if not x.keep_row:
             return
         record = snapshot(x, self.policy)
-        self.writer.put(record, len(x.kept) + len(x.body or b"") + len(x.sent_body or b"") + 1024)
+        self.writer.put(record, len(x.answer.kept) + len(x.body or b"") + len(x.sent_body or b"") + 1024)

@@ -10,7 +10,7 @@ cache hit costs 0 and saves what it would have cost; where nothing was sent, not
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -20,7 +20,7 @@ from mitmgate import redact
 from mitmgate.clock import iso
 from mitmgate.dialects.base import Reading, Usage
 from mitmgate.dialects.inflate import inflater
-from mitmgate.exchange import Attempt, Event, Exchange
+from mitmgate.exchange import Attempt, Event, Exchange, Origin
 from mitmgate.policy.values import Policy
 from mitmgate.pricing import PRICES, Priced, Prices, reported_cost
 from mitmgate.providers import TABLE, Provider
@@ -34,6 +34,9 @@ DETAIL_CHARS = 1000
 
 REQUEST_BYTES = 4 * 2**20
 """Of a request body so much is kept; a longer one is marked as cut. Answers were cut while they streamed."""
+
+HIT_BYTES = 16 * 1024
+"""Bodies of cache hits up to this size are remembered with their secrets masked: at most 256 of them."""
 
 LONG = {
     "path": 2048,
@@ -145,29 +148,28 @@ class Record:
 
     def render(self) -> Rows:
         """Return the rows of this exchange."""
-        priced = [(answer, self._price(answer)) for answer in self._answers()]
-        attempts = [_tried(row, *price) for (row, _), price in zip(self.attempts, priced, strict=False)]
-        exchange = self._exchange([(answer, price) for answer, price in priced if _has_usage(answer.reading.usage)])
-        at = str(exchange["started_at"])
+        tried = [(row, answer, self._price(answer)) for row, answer in self.attempts]
+        attempts = [_tried(*each) for each in tried]
+        priced = [(answer, price) for _, answer, price in tried]
+        if not priced or self.exchange["source"] == "cache":
+            priced = [(self.answer, self._price(self.answer))]
+        used = [(answer, price) for answer, price in priced if _has_usage(answer.reading.usage)]
+        exchange = self._exchange(used, _sum_known([price.cost_nanousd for *_, price in tried]))
         return Rows(
             exchanges=[exchange],
             attempts=attempts,
-            policy_events=[_event(event, str(exchange["id"]), at) for event in self.events],
+            policy_events=[_event(event, str(exchange["id"]), self.wall) for event in self.events],
             payloads=list(self._payloads()),
             feedback=list(_feedback(exchange)),
         )
 
-    def _answers(self) -> list[Answer]:
-        """Return the answers that were paid for: of each attempt, or the stored one of a cache hit."""
-        return [answer for _, answer in self.attempts] or [self.answer]
-
-    def _exchange(self, used: list[tuple[Answer, Priced]]) -> Row:
+    def _exchange(self, used: list[tuple[Answer, Priced]], spent: int | None) -> Row:
         """Return the exchange's row; *used* are the answers that reported usage, with their prices."""
         row = self.exchange
         usages = [answer.reading.usage for answer, _ in used]
         row |= _reading(self.answer.reading)
         row |= {name: _sum_known([getattr(usage, name) for usage in usages]) for name in SUMMED}
-        row |= self._money([price for _, price in used])
+        row |= self._money([price for _, price in used], spent)
         row["usage_source"] = weakest([answer.reading.usage_source for answer, _ in used])
         row["cost_reported_nanousd"] = _sum_known([reported_cost(usage) for usage in usages])
         row["request_sha256"], row["sent_sha256"] = self.hashes or self._hashed()
@@ -178,8 +180,8 @@ class Record:
         row["error_detail"] = _detail(row["error_detail"])
         return _clean(row)
 
-    def _money(self, prices: list[Priced]) -> Row:
-        """Return the columns that speak of money."""
+    def _money(self, prices: list[Priced], spent: int | None) -> Row:
+        """Return the columns that speak of money; *spent*: on attempts."""
         total = _sum_all([price.cost_nanousd for price in prices])
         row: Row = {
             "cost_nanousd": total,
@@ -187,8 +189,8 @@ class Record:
             "price_version": next((price.version for price in prices if price.version), None),
             "price_detail": next((price.detail for price in prices if price.detail), None),
         }
-        if self.exchange["source"] == "cache":
-            row |= {"cost_nanousd": 0, "saved_nanousd": total}
+        if self.exchange["source"] == "cache":  # where an old answer stood in for an error, attempts may have cost, too
+            row |= {"cost_nanousd": spent or 0, "saved_nanousd": total}
         elif not self.attempts:
             row["cost_nanousd"] = 0
         return row
@@ -218,7 +220,7 @@ class Record:
             yield self._payload("response", held.response_type, bytes(held.response), held.response_whole)
 
     def _payload(self, kind: str, content_type: str | None, body: bytes, whole: bool) -> Row:
-        kept = redact.body(body) if self.payloads == "redacted" else body
+        kept = self._redacted(body) if self.payloads == "redacted" else body
         encoding, stored = bodies.pack(kept)
         return {
             "exchange_id": self.exchange["id"],
@@ -230,14 +232,26 @@ class Record:
             "whole": int(whole),
         }
 
+    def _redacted(self, body: bytes) -> bytes:
+        """Return *body* without secrets; those of a cache hit are mostly the same as the last time."""
+        if self.exchange["source"] == "cache" and len(body) <= HIT_BYTES:
+            return _redacted_hit(body)
+        return redact.body(body)
+
+
+_redacted_hit = lru_cache(256)(redact.body)
+
 
 def snapshot(x: Exchange, policy: Policy, prices: Prices = PRICES) -> Record:
     """Return all that the rows of the finished exchange *x* need; *x* may change or go afterwards, its bodies may not.
 
     Whether *x* is to have a row at all is for the caller to ask: ``x.keep_row``.
     """
-    last = x.attempts[-1] if x.attempts else None
-    provider_name = last.provider_name if last else x.provider.provider_name if x.provider else None
+    last = next(
+        (attempt for attempt in x.attempts if attempt.answer is x.answer), x.attempts[-1] if x.attempts else None
+    )
+    origin = x.origin or (last.origin if last else None)
+    provider_name = origin.provider_name if origin else x.provider.provider_name if x.provider else None
     exchange: Row = {
         "id": x.id,
         "started_at": iso(x.started_wall),
@@ -267,7 +281,7 @@ def snapshot(x: Exchange, policy: Policy, prices: Prices = PRICES) -> Record:
         "cache_status": x.cache_status,
         "attempts": len(x.attempts),
         "step": x.step,
-        "target": last.target if last else x.target,
+        "target": origin.target if origin else x.target,
         "time_to_first_token_ms": _ms(x.started, x.first_content),
         "duration_ms": _ms(x.started, x.ended),
         "gateway_ms": gateway_ms(x),
@@ -278,22 +292,24 @@ def snapshot(x: Exchange, policy: Policy, prices: Prices = PRICES) -> Record:
         "door": x.door,
         "how": x.how,
         "streamed": int(x.streaming),
-        "answer_bytes": x.answer_bytes,
+        "answer_bytes": x.answer.size,
         "waited_ms": round(x.waited_s * 1000, 3),
         "error_detail": x.refusal.message if x.refusal else last.detail if last else None,
         "notes": _json(x.notes) if x.notes else None,
     }
     keeps_bodies = policy.trace.payloads if x.keep_payload else "none"
+    if keeps_bodies == "full" and x.entry == "universal":
+        keeps_bodies = "redacted"  # its elements carry their keys in the body
     return Record(
         exchange,
-        _answer(x, last, x.reading),
-        [(_attempt(x, attempt), _answer(x, attempt, attempt.reading)) for attempt in x.attempts],
-        list(x.events),
+        _answer(x, origin, x.reading),
+        [(_attempt(x, attempt), _answer(x, attempt.origin, attempt.reading)) for attempt in x.attempts],
+        [replace(event, at=event.at and event.at - x.started) for event in x.events],
         Bodies(
             request=x.body,
             sent=x.sent_body if x.sent_body != x.body else None,
-            response=x.kept,
-            response_whole=x.kept_whole,
+            response=x.answer.kept,
+            response_whole=x.answer.kept_whole,
             request_type=x.headers.get("content-type"),
             request_coding=x.headers.get("content-encoding", ""),
             response_type=x.answer_headers.get("content-type"),
@@ -318,20 +334,20 @@ def weakest(sources: list[str]) -> str:
     return max(sources, key=("none", "reported", "reported_partial", "estimated").index, default="none")
 
 
-def _answer(x: Exchange, attempt: Attempt | None, reading: Reading) -> Answer:
-    host = attempt.host if attempt else x.host
-    return Answer(reading, _prices_id(x.provider, attempt), host, (reading.response_model, x.request.model))
+def _answer(x: Exchange, origin: Origin | None, reading: Reading) -> Answer:
+    host = origin.host if origin else x.host
+    asked = (origin and origin.model) or x.request.model
+    return Answer(reading, _prices_id(x.provider, origin), host, (reading.response_model, asked))
 
 
-def _prices_id(asked: Provider | None, attempt: Attempt | None) -> str:
-    """Return genai-prices' id of the provider that *attempt* went to; empty where only its host can tell."""
-    if asked and (attempt is None or attempt.provider_name == asked.provider_name):
+def _prices_id(asked: Provider | None, origin: Origin | None) -> str:
+    """Return genai-prices' id of the provider at *origin*; empty where only its host can tell."""
+    if asked and (origin is None or origin.provider_name == asked.provider_name):
         return asked.prices
-    return PRICES_OF.get(attempt.provider_name, "") if attempt else ""
+    return PRICES_OF.get(origin.provider_name, "") if origin else ""
 
 
 def _attempt(x: Exchange, attempt: Attempt) -> Row:
-    answers = attempt.reading is x.reading
     headers = attempt.headers
     return {
         "exchange_id": x.id,
@@ -347,7 +363,7 @@ def _attempt(x: Exchange, attempt: Attempt) -> Row:
         "duration_ms": _ms(attempt.started, attempt.ended),
         "reused_connection": int(attempt.reused_connection),
         "started_at": iso(x.started_wall + attempt.started - x.started),
-        "first_token_ms": _ms(attempt.started, x.first_content) if answers else None,
+        "first_token_ms": _ms(attempt.started, attempt.answer.first_content),
         "request_id": next((headers[name] for name in REQUEST_IDS if name in headers), None),
         "error_detail": attempt.detail,
     }
@@ -364,10 +380,10 @@ def _tried(row: Row, answer: Answer, price: Priced) -> Row:
     return _clean(row)
 
 
-def _event(event: Event, exchange_id: str, at: str) -> Row:
+def _event(event: Event, exchange_id: str, wall: float) -> Row:
     return _clean({
         "exchange_id": exchange_id,
-        "at": at,
+        "at": iso(wall + (event.at or 0.0)),
         "room": event.room,
         "rule": event.rule,
         "action": event.action,
@@ -426,8 +442,8 @@ def _ms(start: float, end: float | None) -> float | None:
     return None if end is None else round((end - start) * 1000, 3)
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Made once: ``json.dumps`` would make one for each value."""
 
 
 def _plain(body: bytes, coding: str) -> tuple[bytes, bool]:

@@ -1,310 +1,289 @@
-"""Perform an exchange: send the request, bring the answer to the client, and know at each moment how it stands.
+"""Perform an exchange: try the places that may answer, in order, and bring the first good answer to where it is wanted.
 
 Runs when every room before it has let the request through. Promise: the client gets the provider's bytes, or an error
-in its own API's words; once it has a byte, nothing is sent again; each phase has its own clock; a client that leaves
-ends the attempt at once, except where the provider would bill the whole answer anyway (``after_client_leaves:
-drain``).
+in its own API's words; once a byte is out, nothing is sent again; each phase has its own clock; where nobody is left
+to hear it, the attempt ends at once, except where the provider would bill the whole answer anyway
+(``after_client_leaves: drain``). What failed keeps its own row among the attempts.
 """
 
 import asyncio
-import logging
-from collections.abc import Callable
 from contextlib import suppress
 
-import aiohttp
-
-from mitmgate import dialects
-from mitmgate.answers import provider_fields, reason, refusal_fields
+from mitmgate import hints
+from mitmgate.arrival import Arrival
+from mitmgate.attempts import Attempts, name_cancelled
+from mitmgate.breaker import Breakers, Permit, Resting
 from mitmgate.clock import Clock
+from mitmgate.course import Course, Outcome
 from mitmgate.errors import Refusal
-from mitmgate.exchange import Attempt, Exchange, Fields, joined
-from mitmgate.layer import HEARD_S, Downstream, Gone
+from mitmgate.exchange import Exchange, Leg
+from mitmgate.fields import Get, fields_of
+from mitmgate.hedge import Hedges
+from mitmgate.layer import Gone
 from mitmgate.policy import Policy
-from mitmgate.pool import Failed, Outgoing, Pool
-from mitmgate.stream import Tap
-from mitmgate.usage import Usage, with_length
-
-log = logging.getLogger("mitmgate.upstream")
-
-HELD_BYTES = 1 << 20
-"""Answers up to this size that are no stream are held until they are whole: cut in the middle, they are of no use."""
-DRAIN_S = 600.0
-"""Longest time to read on after the client has left."""
+from mitmgate.policy import values as rules
+from mitmgate.policy.match import acts, shadows
+from mitmgate.pool import Failed, Pool
+from mitmgate.retry import Failure, GiveUp, NextTarget, Retries, Wait, next_step, rule_for
+from mitmgate.sink import Sink
+from mitmgate.usage import Usage
 
 
 class Upstream:
     name = "mitmgate.upstream"
 
-    def __init__(self, policy: Policy, clock: Clock, usage: Usage) -> None:
+    def __init__(
+        self, policy: Policy, clock: Clock, usage: Usage, retries: Retries, breakers: Breakers, hedges: Hedges
+    ) -> None:
         self.policy = policy
         self.clock = clock
-        self.usage = usage
-        self.pool: Pool | None = None
+        self.retries, self.breakers, self.hedges = retries, breakers, hedges
+        self.attempts = Attempts(clock, usage, breakers, hedges)
+        self.caller = self.attempts.caller
         self.drains = policy.upstream.after_client_leaves
 
     def open(self) -> None:
         """Make the pool; needs the running loop."""
-        self.pool = Pool(self.policy)
+        self.caller.pool = Pool(self.policy)
 
     async def close(self) -> None:
-        if self.pool:
-            await self.pool.close()
+        if self.caller.pool:
+            await self.caller.pool.close()
 
     # -- the answer
 
-    async def answer(self, x: Exchange, down: Downstream) -> None:
-        """Answer the client; sets ``x.how`` and ``x.status``. Raises ``Gone`` or ``CancelledError`` when it has
-        left."""
-        if x.refusal:
-            await self.refuse(x, down, x.refusal, "refused")
-            return
+    async def answer(self, x: Exchange, sink: Sink) -> None:
+        """Write the answer of *x* to *sink*. Raises ``Gone`` or ``CancelledError`` when nobody is left to hear it."""
         slug = x.provider.slug if x.provider else "default"
-        down.drain = x.dialect is not None and self.drains.get(slug, self.drains.get("default")) == "drain"
+        sink.drain = x.dialect is not None and self.drains.get(slug, self.drains.get("default")) == "drain"
+        get = fields_of(x)
+        course = Course(x, sink, self.clock, acts(self.policy.retry, get) or rules.Retry())
+        if self.policy.breaker:
+            course.breaker, course.shadows = acts(self.policy.breaker, get), shadows(self.policy.breaker, get)
         try:
-            async with asyncio.timeout(x.timeouts.total_s):
-                await self._attempt_until_answered(x, down)
+            async with asyncio.timeout(x.timeouts.total_s) as total:
+                await self._try_legs(course, get)
         except TimeoutError:
-            await self._give_up(x, down, Failed("timeout", f"no complete answer within {x.timeouts.total_s:g} s"))
-
-    async def _attempt_until_answered(self, x: Exchange, down: Downstream) -> None:
-        attempt = self._begin(x)
-        for replays_left in (1, 0):
-            try:
-                response = await self._send(x, attempt, down, fresh=not replays_left)
-                break
-            except Failed as failed:
-                # A kept connection that died before any byte of an answer: the provider never read the request.
-                if not (replays_left and failed.cause == "reset" and attempt.reused_connection and down.upload is None):
-                    return await self._give_up(x, down, failed)
-        async with response:
-            if response.status in (400, 422) and x.asked_usage:
-                try:
-                    body = await response.read()
-                except (aiohttp.ClientError, ConnectionError) as error:
-                    return await self._give_up(x, down, Failed("reset", f"the provider broke off: {error}"))
-                if self.usage.was_refused(x, response.status, body):
-                    return await self._attempt_again(x, attempt, down)
-                return await self._whole(x, attempt, response, down, body)
-            return await self._bring(x, attempt, response, down)
-
-    async def _attempt_again(self, x: Exchange, attempt: Attempt, down: Downstream) -> None:
-        """Repeat the request as the client sent it; not an attempt of its own, since the fault was ours."""
-        try:
-            response = await self._send(x, attempt, down)
-        except Failed as failed:
-            return await self._give_up(x, down, failed)
-        async with response:
-            return await self._bring(x, attempt, response, down)
-
-    # -- one attempt
-
-    def _begin(self, x: Exchange) -> Attempt:
-        provider = x.provider.provider_name if x.provider else x.host
-        target = x.target or (x.provider.slug if x.provider else x.host)
-        attempt = Attempt(len(x.attempts) + 1, target, provider, x.host, self.clock.now())
-        x.attempts.append(attempt)
-        return attempt
-
-    async def _send(
-        self, x: Exchange, attempt: Attempt, down: Downstream, *, fresh: bool = False
-    ) -> aiohttp.ClientResponse:
-        """Return the provider's answer once its head is here; raise ``Failed``. *fresh*: on a new connection."""
-        if self.pool is None:
-            raise Failed("connect", "the gateway is not running")
-        body = down.upload.__aiter__() if down.upload else x.body if x.sent_body is None else x.sent_body
-        fields = x.sent_fields if x.sent_body is None else with_length(x.sent_fields, len(x.sent_body))
-        ca = self.policy.targets[x.target].ca if x.target else None
-        out = Outgoing(x.method, url_of(x), fields, body or None, ca)
-        sent = self.clock.now()
-        try:
-            # The clock of a streamed upload would count the client's own time.
-            async with asyncio.timeout(None if down.upload else x.timeouts.first_byte_s) as first_byte:
-                response = await self.pool.send(out, attempt, x.timeouts.connect_s, fresh=fresh)
-        except TimeoutError:
-            if not first_byte.expired():
+            if not total.expired():
                 raise
-            raise Failed("timeout", f"no first byte within {x.timeouts.first_byte_s:g} s") from None
+            await self._give_up(course, Failed("timeout", f"no complete answer within {x.timeouts.total_s:g} s"))
         finally:
-            now = self.clock.now()
-            x.waited_s += now - sent
-        attempt.first_byte = now
-        attempt.status = response.status
-        attempt.headers = joined(response.raw_headers)
-        return response
+            if course.answer:
+                course.answer.close()
+            name_cancelled(x)
 
-    async def _bring(self, x: Exchange, attempt: Attempt, response: aiohttp.ClientResponse, down: Downstream) -> None:
-        """Bring an answer to the client: whole where a part is of no use, else piece by piece."""
-        held = _is_held(x, attempt)
-        tap = Tap(x, attempt, self.clock.now)
-        watch = Silence(response.content, x.timeouts.idle_s, self.clock.now)
-        body: list[bytes] = []
-        size = 0
-        try:
-            if not held:
-                await self._head(x, attempt, response, down, tap)
-            while chunk := await self._read(x, response, watch):
-                piece = tap.feed(chunk)
-                if tap.lost:
-                    raise Failed("reset", f"the provider's content coding cannot be undone: {tap.lost}")
-                if not held:
-                    await self._pass_on(piece, down)
-                    continue
-                body.append(piece)
-                size += len(piece)
-                if size > HELD_BYTES:
-                    held = False
-                    await self._head(x, attempt, response, down, tap)
-                    await self._pass_on(b"".join(body), down)
-            body.append(tap.end())
-            self._ended(x, attempt, "end")
-            if held:
-                fields = self._fields(x, attempt, response, tap)
-                await down.whole(x.status or 0, fields, (response.reason or "").encode(), b"".join(body))
-            else:
-                await self._pass_on(body[-1], down)
-                if not down.gone:
-                    await down.end()
-        except Failed as failed:
-            if not held:
-                with suppress(Gone):
-                    await self._pass_on(tap.release(), down)
-            await self._give_up(x, down, failed)
-        finally:
-            watch.stop()
+    async def _try_legs(self, course: Course, get: Get) -> None:
+        """Go from leg to leg until there is an answer, or nothing left to try."""
+        x, policy_retry = course.x, course.retry
+        while course.legs_left >= 0:
+            leg = course.leg
+            course.retry = rule_for(policy_retry, x.controls, leg, x.headers)
+            course.tries += 1
+            permit = self.breakers.ask(leg.key, course.breaker)
+            if isinstance(permit, Resting):
+                self._skip(course, permit)
+                continue
+            if await self._try_leg(course, permit, get):
+                return
+        await self._end(course)
 
-    async def _read(self, x: Exchange, response: aiohttp.ClientResponse, watch: "Silence") -> bytes:
-        """Return what has arrived, ``b""`` at the end; raise ``Failed`` where the provider breaks off or falls
-        silent."""
-        content = response.content
-        watch.since = before = self.clock.now()
-        try:
-            return await content.readany()
-        except aiohttp.ClientError as error:
-            # aiohttp raises as soon as it has seen the cut, and would drop what it holds: often the usage.
-            rest = content._read_nowait(-1)
-            if rest:
-                return rest
-            raise Failed("reset", f"the provider broke off: {error}") from error
-        except ConnectionError as error:
-            raise Failed("reset", f"the provider broke off: {error}") from error
-        finally:
-            watch.since = None
-            x.waited_s += self.clock.now() - before
+    async def _try_leg(self, course: Course, permit: Permit, get: Get) -> bool:
+        """Make one attempt; True where the client has its answer, whatever that is."""
+        leg = course.leg
+        if course.tries == 1:
+            self.retries.called(leg.key)
+        outcome, permit = await self.attempts.make(course, permit)
+        if isinstance(outcome, Arrival) and outcome.cause is None:
+            self.retries.admitted(outcome.leg.key)
+            await self._deliver(course, outcome, permit)
+            return True
+        course.keep(outcome)
+        if course.sink.upload is not None:
+            await self._end(course, GiveUp("its upload has gone out once, and nobody has kept it"))
+            return True
+        failure = self._failure(course, outcome)
+        step = self.retries.decide(course.retry, course.x.fall_back_on, failure, leg.key)
+        self._note_shadows(course, get, failure)
+        if isinstance(step, Wait):
+            await self._wait(course, step, failure)
+            return False
+        if isinstance(step, NextTarget):
+            self._go_on(course, failure)
+            return False
+        await self._end(course, step)
+        return True
 
-    async def _pass_on(self, piece: bytes, down: Downstream) -> None:
-        if not piece or (down.gone and down.drain):
-            return
-        try:
-            await down.data(piece)
-        except Gone:
-            if not down.drain:
-                raise
-
-    async def _head(
-        self, x: Exchange, attempt: Attempt, response: aiohttp.ClientResponse, down: Downstream, tap: Tap
-    ) -> None:
-        await down.head(response.status, self._fields(x, attempt, response, tap), (response.reason or "").encode())
-
-    def _fields(self, x: Exchange, attempt: Attempt, response: aiohttp.ClientResponse, tap: Tap) -> Fields:
-        x.status = attempt.status
-        x.answer_headers = attempt.headers
-        return provider_fields(
-            x, list(response.raw_headers), recoded=tap.recodes, length_changed=tap.filter is not None
+    def _failure(self, course: Course, outcome: Outcome) -> Failure:
+        x, named_s, final = course.x, None, False
+        if isinstance(outcome, Arrival):
+            attempt, (_, body) = outcome.attempt, outcome.body()
+            named_s = hints.named_wait(attempt.headers, body, self.clock.wall(), attempt.status or 0)
+            final = hints.is_final(attempt.status or 0, attempt.headers, attempt.reading.error_type)
+        return Failure(
+            outcome.cause or 0,
+            attempt_on_target=course.tries,
+            elapsed_s=self.clock.now() - x.started,
+            targets_left=course.legs_left,
+            named_s=named_s,
+            final=final,
+            fell_back=any(attempt.target != course.leg.target for attempt in x.attempts),
         )
 
-    async def _whole(
-        self, x: Exchange, attempt: Attempt, response: aiohttp.ClientResponse, down: Downstream, body: bytes
+    # -- between attempts
+
+    async def _wait(self, course: Course, step: Wait, failure: Failure) -> None:
+        why = " as the provider asked" if step.named else ""
+        detail = f"{course.leg.target}: {failure.cause}; waited {step.seconds:.3f} s{why}"
+        course.note("retry", course.retry.name, "retry", detail)
+        course.wait_s = step.seconds
+        await asyncio.sleep(step.seconds)
+
+    def _go_on(self, course: Course, failure: Failure) -> None:
+        x = course.x
+        left = course.leg.target
+        x.step += 1
+        course.tries, course.wait_s = 0, 0.0
+        detail = f"{left}: {failure.cause}; on to {course.leg.target}"
+        course.note("route", x.route_rule, "fallback", detail)
+
+    def _skip(self, course: Course, resting: Resting) -> None:
+        """Pass by a leg that rests; where it was the last, ``x.step`` stays behind the end."""
+        x = course.x
+        rule = course.breaker.name if course.breaker else "breaker"
+        course.note("breaker", rule, "rest", f"{resting.target} rests: {resting.seconds:.1f} s left")
+        course.resting.append(resting)
+        x.step += 1
+        course.tries, course.wait_s = 0, 0.0
+
+    def _note_shadows(self, course: Course, get: Get, failure: Failure) -> None:
+        """Note which shadowed rules would have tried again here."""
+        for rule in shadows(self.policy.retry, get):
+            if isinstance(next_step(rule, frozenset(), failure, 0.5, True), Wait):
+                detail = f"{course.leg.target}: {failure.cause}"
+                course.note("retry", rule.name, "retry", detail, shadow=True)
+
+    # -- bringing it to the client
+
+    async def _deliver(
+        self, course: Course, arrival: Arrival, permit: Permit | None = None, should_retry: bool | None = None
     ) -> None:
-        tap = Tap(x, attempt, self.clock.now)
-        piece = tap.feed(body) + tap.end()
-        self._ended(x, attempt, "end")
-        fields = self._fields(x, attempt, response, tap)
-        await down.whole(response.status, fields, (response.reason or "").encode(), piece)
+        """Hand *arrival* on, and the rest of it as it comes."""
+        x, sink, attempt = course.x, course.sink, arrival.attempt
+        self._adopt(x, arrival)
+        try:
+            head = arrival.head(should_retry)
+            if arrival.whole:
+                await sink.whole(head, *arrival.body())
+                return
+            await sink.head(head)
+            await _pass_on(sink, *arrival.body())
+            while chunk := await self.caller.next(x, arrival):
+                await _pass_on(sink, arrival.feed(chunk), arrival.tap.plain)
+                if permit and (attempt.reading.first_content or attempt.reading.error_event):
+                    self.attempts.tell(course, permit, arrival.cause)
+                    permit = None
+            await _pass_on(sink, self.caller.finish(arrival), arrival.tap.plain)
+            if permit and attempt.reading.ended:
+                self.attempts.tell(course, permit, arrival.cause)
+            if not sink.gone:
+                await sink.end()
+        except Failed as failed:
+            with suppress(Gone):
+                await _pass_on(sink, arrival.tap.release(), arrival.tap.plain)
+            attempt.error_type, attempt.detail = failed.cause, failed.detail
+            await self._break_off(course, failed)
+            if permit:
+                self.attempts.tell(course, permit, failed.cause)
+        finally:
+            arrival.close()
+            attempt.error_type = attempt.error_type or attempt.reading.error_type  # told behind the first content
+            if permit:
+                permit.released()
+            if self.policy.hedge and attempt.answer.first_content is not None:
+                self.hedges.note(arrival.leg.key, attempt.answer.first_content - attempt.started)
 
-    # -- when it does not work
+    def _adopt(self, x: Exchange, arrival: Arrival) -> None:
+        """Make the answer of one attempt the answer of the exchange."""
+        x.answer = arrival.attempt.answer
+        x.origin = arrival.attempt.origin
+        x.sent_body = arrival.leg.body
+        x.step = _step_of(x, arrival.leg)
 
-    async def _give_up(self, x: Exchange, down: Downstream, failed: Failed) -> None:
+    async def _break_off(self, course: Course, failed: Failed) -> None:
+        if failed.cause != "timeout":
+            await course.sink.cut(failed.detail, "cut")
+        else:
+            last = Refusal(504, "timeout", f"mitmgate ended this stream: {failed.detail}", error_type="timeout")
+            await course.sink.cut(failed.detail, "timeout", last)
+
+    # -- when nothing is left to try
+
+    async def _end(self, course: Course, step: GiveUp | None = None) -> None:
+        """Give the client the best of what there is: the provider's last answer, else an error of our own."""
+        x = course.x
+        should_retry = False if len(x.attempts) > 1 else step.should_retry if step else None
+        if course.answer:
+            answer, course.answer = course.answer, None
+            await self._deliver(course, answer, should_retry=should_retry)
+        elif course.failed:
+            await self._give_up(course, course.failed, should_retry)
+        else:
+            await self._refuse_resting(course)
+
+    async def _give_up(self, course: Course, failed: Failed, should_retry: bool | None = None) -> None:
         """Tell the client that no answer, or no more of it, will come."""
-        attempt = x.attempts[-1]
-        attempt.error_type, attempt.detail = failed.cause, failed.detail
-        if not down.started:
-            status = 504 if failed.cause == "timeout" else 502
-            refusal = Refusal(
-                status,
-                "timeout" if failed.cause == "timeout" else "connection",
-                f"mitmgate could not get an answer from {attempt.host}: {failed.detail}",
-                error_type=failed.cause,
-            )
-            x.refusal = refusal
-            x.source = "gateway"
-            await self.refuse(x, down, refusal, "timeout" if failed.cause == "timeout" else "failed")
+        x = course.x
+        for attempt in x.attempts:  # those under way: two of them, where one is hedged
+            if attempt.error_type is None and not attempt.reading.ended:
+                attempt.error_type, attempt.detail = failed.cause, failed.detail
+        if course.sink.started:
+            await self._break_off(course, failed)
             return
-        how = "timeout" if failed.cause == "timeout" else "cut"
-        self._ended(x, attempt, how)
-        if how == "timeout" and x.streaming and not attempt.headers.get("content-encoding") and x.dialect:
-            refusal = Refusal(504, "timeout", f"mitmgate ended this stream: {failed.detail}", error_type="timeout")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(HEARD_S):
-                    await down.data(x.dialect.error_event(refusal, x.id if x.keep_row else None))
-                    await down.end()
-                    return
-        await down.cut(failed.detail)
+        if x.step >= len(x.legs):
+            x.step = len(x.legs) - 1
+        host = next((attempt.host for attempt in reversed(x.attempts) if attempt.detail == failed.detail), x.host)
+        is_timeout = failed.cause == "timeout"
+        refusal = Refusal(
+            504 if is_timeout else 502,
+            "timeout" if is_timeout else "connection",
+            f"mitmgate could not get an answer from {host}: {failed.detail}",
+            error_type=failed.cause,
+            should_retry=should_retry,
+        )
+        await course.sink.refuse(refusal, "timeout" if is_timeout else "failed")
 
-    async def refuse(self, x: Exchange, down: Downstream, refusal: Refusal, how: str) -> None:
-        """Send an answer of our own in the words of the client's API."""
-        voice = x.dialect or dialects.voice(x.provider)
-        body = voice.error_body(refusal, x.id if x.dialect and x.keep_row else None)
-        x.status = refusal.status
-        x.answer_headers = {"content-type": "application/json"}
-        self._ended(x, x.attempts[-1] if x.attempts else None, how)
-        await down.whole(refusal.status, refusal_fields(x, refusal, len(body)), reason(refusal.status), body)
-
-    def _ended(self, x: Exchange, attempt: Attempt | None, how: str) -> None:
-        x.how = how  # type: ignore[assignment]
-        if attempt:
-            attempt.ended = self.clock.now()
-
-
-class Silence:
-    """Breaks a read that has waited too long. Costs two assignments a chunk; the timer looks up only now and then.
-
-    It watches the read alone: a slow client is not a silent provider.
-    """
-
-    def __init__(self, content: aiohttp.StreamReader, idle_s: float | None, now: Callable[[], float]) -> None:
-        self.content, self.idle_s, self.now = content, idle_s, now
-        self.since: float | None = None
-        """When the read that is under way began."""
-        self.timer = asyncio.get_running_loop().call_later(idle_s, self._look) if idle_s else None
-
-    def _look(self) -> None:
-        if self.idle_s is None:
-            return
-        silent_s = 0.0 if self.since is None else self.now() - self.since
-        if silent_s >= self.idle_s - 0.001:
-            self.content.set_exception(Failed("timeout", f"the provider was silent for {self.idle_s:g} s"))
-            return
-        self.timer = asyncio.get_running_loop().call_later(self.idle_s - silent_s, self._look)
-
-    def stop(self) -> None:
-        if self.timer:
-            self.timer.cancel()
+    async def _refuse_resting(self, course: Course) -> None:
+        x, rule = course.x, course.breaker
+        x.step = 0
+        soonest_s = max(1.0, min(resting.seconds for resting in course.resting))
+        where = self.policy.where(f"breaker[{self.policy.breaker.index(rule)}]") if rule else None
+        names = " and ".join(dict.fromkeys(leg.target for leg in x.legs))
+        refusal = Refusal(
+            503,
+            "overloaded",
+            f"{names} failed too often and rests; the next probe is in {soonest_s:.0f} s"
+            f" (rule {rule.name if rule else 'breaker'}{f', {where}' if where else ''})",
+            rule=rule.name if rule else None,
+            where=where,
+            retry_after_s=soonest_s,
+            should_retry=True if soonest_s <= 60 else None,
+        )
+        await course.sink.refuse(refusal, "refused")
 
 
-def url_of(x: Exchange) -> str:
-    """Return the absolute URL of *x*, its path exactly as it was sent."""
-    host = f"[{x.host}]" if ":" in x.host else x.host
-    if (x.scheme, x.port) in (("https", 443), ("http", 80)):
-        return f"{x.scheme}://{host}{x.path}"
-    return f"{x.scheme}://{host}:{x.port}{x.path}"
+async def _pass_on(sink: Sink, piece: bytes, plain: bytes) -> None:
+    if not piece or (sink.gone and sink.drain):
+        return
+    try:
+        await sink.data(piece, plain)
+    except Gone:
+        if not sink.drain:
+            raise
 
 
-def _is_held(x: Exchange, attempt: Attempt) -> bool:
-    """True where the answer is small, no stream, and so of no use in part."""
-    headers = attempt.headers
-    if "event-stream" in headers.get("content-type", ""):
-        return False
-    length = headers.get("content-length", "")
-    if length.isdigit():
-        return int(length) <= HELD_BYTES
-    return x.dialect is not None and not x.request.stream
+def _step_of(x: Exchange, leg: Leg) -> int:
+    """Return the index of *leg*; a spare one has that of the leg at the same target, else stands behind all."""
+    same = [n for n, one in enumerate(x.legs) if one is leg] or [
+        n for n, one in enumerate(x.legs) if one.target == leg.target
+    ]
+    return same[0] if same else len(x.legs)

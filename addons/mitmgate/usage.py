@@ -1,14 +1,16 @@
 """Ask OpenAI-style streams for the usage that they do not report by themselves (policy: ``usage: ask``).
 
-Runs last before a request leaves: the body gets ``stream_options: {include_usage: true}``, and ``stream`` takes the
-extra chunk out of what the client sees. A host that refuses the field gets the request as it was, and is not asked
-again for an hour.
+Runs last before a request leaves for a place that has not been tried: the body gets ``stream_options: {include_usage:
+true}``, and ``stream`` takes the extra chunk out of what the client sees. A host that refuses the field gets the
+request as it was, and is not asked again for an hour.
 """
 
+import json
 from urllib.parse import parse_qs, urlsplit
 
 from mitmgate.clock import Clock
-from mitmgate.exchange import Event, Exchange, Fields
+from mitmgate.dialects.base import Json
+from mitmgate.exchange import Event, Exchange, Fields, Leg
 from mitmgate.policy import Policy
 
 REMEMBERED_S = 3600.0
@@ -23,39 +25,50 @@ class Usage:
         self.refused: dict[tuple[str, str], float] = {}
         """(host, api-version) -> when it said no, monotonic seconds."""
 
-    def admit(self, x: Exchange) -> None:
-        if not self._may_ask(x) or x.dialect is None or x.body is None:
+    def ask(self, x: Exchange, leg: Leg) -> None:
+        """Make *leg* ask for its usage, where that is wanted and not already there."""
+        body = x.body if leg.body is None else leg.body
+        if not self._may_ask(x, leg) or leg.dialect is None or body is None:
             return
-        changed = x.dialect.ask_usage(x.body, x.json)
+        changed = leg.dialect.ask_usage(body, x.json if leg.body is None else _json(body))
         if changed is None:
             return
-        x.asked_usage = True
-        x.sent_body = changed
-        x.events.append(Event("usage", "usage", "usage", detail="asked for stream_options.include_usage"))
+        leg.asked_usage = True
+        leg.unasked_body, leg.body = leg.body, changed
+        if not any(event.room == "usage" for event in x.events):
+            x.events.append(Event("usage", "usage", "usage", detail="asked for stream_options.include_usage"))
 
-    def _may_ask(self, x: Exchange) -> bool:
-        if not self.asks or not x.request.stream or x.provider is None or not x.provider.asks_usage:
+    def _may_ask(self, x: Exchange, leg: Leg) -> bool:
+        if not self.asks or not leg.request.stream or leg.provider is None or not leg.provider.asks_usage:
             return False
         if "content-encoding" in x.headers or is_signed(x):
             return False
-        said_no = self.refused.get(self._place(x))
+        said_no = self.refused.get(_place(leg))
         return said_no is None or self.clock.now() - said_no > REMEMBERED_S
 
-    def was_refused(self, x: Exchange, status: int, body: bytes) -> bool:
+    def was_refused(self, x: Exchange, leg: Leg, status: int, body: bytes) -> bool:
         """True where the provider refused the field and not the request; then it is asked no more for an hour."""
-        if not x.asked_usage or status not in (400, 422) or b"stream_options" not in body:
+        if not leg.asked_usage or status not in (400, 422) or b"stream_options" not in body:
             return False
         if len(self.refused) > 1000:
             self.refused.clear()
-        self.refused[self._place(x)] = self.clock.now()
-        x.asked_usage = False
-        x.sent_body = None
+        self.refused[_place(leg)] = self.clock.now()
+        leg.asked_usage = False
+        leg.body = leg.unasked_body
         x.events[:] = [event for event in x.events if event.room != "usage"]
         return True
 
-    def _place(self, x: Exchange) -> tuple[str, str]:
-        version = parse_qs(urlsplit(x.path).query).get("api-version", [""])[0] if "api-version" in x.path else ""
-        return x.host, version
+
+def _json(body: bytes) -> Json:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _place(leg: Leg) -> tuple[str, str]:
+    version = parse_qs(urlsplit(leg.path).query).get("api-version", [""])[0] if "api-version" in leg.path else ""
+    return leg.host, version
 
 
 def is_signed(x: Exchange) -> bool:

@@ -140,11 +140,13 @@ class Web:
         """Put what came so far beside the flow, if mitmproxy keeps none of it; True where that is news."""
         flow: http.HTTPFlow = x.flow
         response = flow.response
-        if response is None or not response.stream or not x.keep_payload or self.shown.get(flow.id) == len(x.kept):
+        if response is None or not response.stream or not x.keep_payload:
             return False
-        response.data.content = coded(bytes(x.kept), response.headers.get("content-encoding"))
-        flow.metadata[views.CUT] = not x.kept_whole
-        self.shown[flow.id] = len(x.kept)
+        if self.shown.get(flow.id) == len(x.answer.kept):
+            return False
+        response.data.content = coded(bytes(x.answer.kept), response.headers.get("content-encoding"))
+        flow.metadata[views.CUT] = not x.answer.kept_whole
+        self.shown[flow.id] = len(x.answer.kept)
         return True
 
     def _show_running(self) -> None:

@@ -49,6 +49,9 @@ def test_every_scene_is_shown_with_what_the_app_got(shown: str) -> None:
         ("Anthropic, a cached prompt", ["haiku-4-5", "200", "complete", "2,148 → 12"]),
         ("Anthropic, streamed", ["globex", "haiku-4-5", "200", "complete", "27 → 14"]),
         ("Gemini, streamed", ["globex", "2.5-flash", "200", "complete", "6 → 13"]),
+        ("OpenAI chat, streamed, asked again", ["200", "complete", "HIT", "23 → 16"]),
+        ("OpenAI chat, while it is busy", ["200", "complete", "×2", "10 → 10"]),
+        ("OpenAI chat, while it is down", ["200", "complete", "×3→", "11 → 8"]),
         ("OpenAI chat, cut by the provider", ["200", "truncated"]),
         ("Anthropic, the client leaves", ["200", "client_a"]),
     ],
@@ -61,6 +64,15 @@ def test_the_row_below_a_scene_holds_the_providers_numbers(shown: str, scene: st
 
 def test_the_report_counts_every_call(shown: str) -> None:
     assert f"{len(SCENES)} calls · 2 errors" in shown
+
+
+def test_the_report_says_what_the_cache_and_the_retries_did(shown: str) -> None:
+    assert re.search(r"cost \$0\.000\d+, saved \$0\.0000378\n", shown)
+    assert "1.25 tries per sent call · 2 tried again, 2 of them with success · 1 answered elsewhere" in shown
+    assert "1 of 8 looked up were in the cache" in shown
+    [openai] = [line.split() for line in shown.splitlines() if line.startswith("openai  ")]
+    [azure] = [line.split() for line in shown.splitlines() if line.startswith("azure  ")]
+    assert (openai[1:4], azure[1:4]) == (["9", "2", "44.44"], ["1", "0", "0"])
 
 
 def test_the_readme_shows_what_the_demo_prints(shown: str) -> None:

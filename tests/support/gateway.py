@@ -8,20 +8,25 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import trustme
-from mitmproxy import options
+from mitmproxy import certs, options
 from mitmproxy.master import Master
 
 from mitmgate import master
 from mitmgate.chain import Chain
+from mitmgate.clock import Clock
 from mitmgate.door import Door
 from mitmgate.exchange import Exchange
 from mitmgate.home import Home, secret_of
 from mitmgate.policy import Policy, loads
 from support.client import PATIENCE_S, Client, Http1, Http2
+
+# Each gateway reads its CA, and checking an RSA key takes 60 ms; all homes of a run have the same one.
+certs.load_pem_private_key = lru_cache(8)(certs.load_pem_private_key)
 
 
 @dataclass
@@ -119,16 +124,18 @@ def policy_for(
     text: str = "",
     upstream: str = "",
     env: Mapping[str, str] | None = None,
+    elsewhere: Mapping[str, int] | None = None,
 ) -> Policy:
-    """Return a policy whose provider hosts are dialled at *port* of this machine.
+    """Return a policy whose provider *hosts* are dialled at *port* of this machine, those of *elsewhere* at theirs.
 
     *text* is more YAML: whole sections; *upstream* more lines of that section; *env* what ``env:NAME`` stands for.
     """
+    ports = dict.fromkeys(hosts, port) | dict(elsewhere or {})
     lines = ["upstream:", "  connections_per_host: 100", *(f"  {line}" for line in upstream.splitlines())]
     if ca:
         lines.append(f"  ca: {ca}")
-    if hosts:
-        lines += ["  connect_to:", *(f'    "{host}:443": "127.0.0.1:{port}"' for host in hosts)]
+    if ports:
+        lines += ["  connect_to:", *(f'    "{host}:443": "127.0.0.1:{dialled}"' for host, dialled in ports.items())]
     return loads("\n".join([*lines, text]), "policy.yaml", env or {})
 
 
@@ -158,12 +165,13 @@ async def gateway(
     authority: trustme.CA,
     build: Callable[[options.Options, Chain], Master] = headless,
     run: Run = run_plainly,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Gateway]:
     """Run a gateway whose home is *home_path*, prepared."""
     home = Home(home_path)
     secret = secret_of(home_path)
     sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in ("proxy", "base-url")}
-    chain = Chain(policy, home_path / "traces.db", secret)
+    chain = Chain(policy, home_path / "traces.db", secret, clock)
     master.listen_on(sockets)
     engine = build(options.Options(confdir=str(home.ca)), chain)
     engine.options.update(**master.QUIET, mode=master.modes(True))

@@ -6,6 +6,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ HOSTS = (
     "bedrock-runtime.us-east-1.amazonaws.com",
     "localhost",
     "127.0.0.1",
+    "*.openai.azure.com",
 )
 
 type Script = Callable[["Heard", "Wire"], Awaitable[None]]
@@ -212,16 +214,18 @@ async def read_body(heard: Heard, reader: asyncio.StreamReader) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def provider(authority: trustme.CA) -> AsyncIterator[Provider]:
-    """Run a provider on a free port of this machine, with a certificate for ``HOSTS``."""
+async def provider(authority: trustme.CA, bound: socket.socket | None = None) -> AsyncIterator[Provider]:
+    """Run a provider on a free port of this machine, or on *bound*, with a certificate for ``HOSTS``."""
     told = Provider(authority)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(*HOSTS).configure_cert(context)
     context.set_alpn_protocols(["http/1.1"])
     context.sni_callback = lambda ssl_object, name, _context: setattr(ssl_object, "server_name", name)
     limit = 1 << 20
+    bound = bound or socket.create_server(("127.0.0.1", 0))
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio only does so for sockets that it makes
     server = await asyncio.get_running_loop().create_server(
-        lambda: asyncio.StreamReaderProtocol(Ears(limit), told._serve), "127.0.0.1", 0, ssl=context
+        lambda: asyncio.StreamReaderProtocol(Ears(limit), told._serve), sock=bound, ssl=context
     )
     told.port = server.sockets[0].getsockname()[1]
     try:

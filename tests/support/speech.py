@@ -71,3 +71,29 @@ CLAUDE_DELTA = sse(
     {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}}, "message_delta"
 )
 CLAUDE_STOP = sse({"type": "message_stop"}, "message_stop")
+
+CLAUDE_STREAM = [CLAUDE_START, CLAUDE_TEXT, CLAUDE_DELTA, CLAUDE_STOP]
+CLAUDE_ANSWER = json.dumps(
+    {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-haiku-4-5",
+        "content": [{"type": "text", "text": "hello"}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 25, "output_tokens": 15},
+    }
+).encode()
+
+GEMINI_STREAM_PATH = "/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse"
+ASK_GEMINI = json.dumps({"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}).encode()
+
+
+def _gemini(text: str, **more: object) -> dict[str, object]:
+    candidate = {"content": {"parts": [{"text": text}], "role": "model"}, "index": 0, **more}
+    usage = {"promptTokenCount": 4, "candidatesTokenCount": 2, "totalTokenCount": 6}
+    return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "gemini-2.5-flash"}
+
+
+GEMINI_ANSWER = json.dumps(_gemini("hello", finishReason="STOP")).encode()
+GEMINI_STREAM = [sse(_gemini("hel")), sse(_gemini("lo", finishReason="STOP"))]

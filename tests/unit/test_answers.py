@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from mitmgate.answers import our_fields, plain_error, provider_fields, refusal_fields
+from mitmgate.answers import Head, our_fields, plain_error, provider_fields, refusal_fields
 from mitmgate.dialects import find
 from mitmgate.errors import Refusal
 from mitmgate.exchange import Attempt, Exchange, Fields
@@ -23,7 +23,7 @@ def call(**more: object) -> Exchange:
 
 
 def theirs(x: Exchange, raw: Fields, *, recoded: bool = False, length_changed: bool = False) -> Fields:
-    fields = provider_fields(x, raw, recoded=recoded, length_changed=length_changed)
+    fields = provider_fields(x, Head(x.status or 0, b"", raw, {}, recoded=recoded, length_changed=length_changed))
     return [field for field in fields if not field[0].startswith(b"cf-aig-")]
 
 

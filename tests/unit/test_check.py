@@ -18,6 +18,96 @@ timeout:
 targets:
   eu: {provider: azure-openai, base_url: "https://aoai-eu.openai.azure.com:8443/v1", headers: {api-key: env:EU_KEY}}
 """
+RULES = """\
+cache: [{name: faq, match: {route: faq}, ttl: 90 m, scope: [tenant], stale_if_error: 1 d}]
+cache_store: {max: 1 GiB}
+route:
+  - name: support
+    match: {model: dynamic/support}
+    choose:
+      - {within: {requests: 100, every: 1 m, per: tenant}, try: [eu, {target: us, model: gpt-5-mini, timeout: 3 s}]}
+      - {split: {us: 90, gpt-5-next: 10}, by: session}
+    zone: europe
+retry: [{match: {tier: large}, attempts: 5}, {attempts: 2, delay: 250 ms, retry_on: [429, 5xx, connect]}]
+breaker: {failures: 20 %}
+hedge: [{name: tail, after: p95, to: us, shadow: true}]
+targets:
+  eu: {provider: openai, base_url: "https://eu.example/v1", zone: europe}
+  us: {provider: openai, base_url: "https://us.example/v1", zone: europe}
+"""
+RULES_SHOWN = """\
+  [0]
+    name                  faq
+    match
+      route               faq
+    ttl                   90 m
+    scope                 tenant
+    stale_if_error        1 d
+    replay                at once
+    ignore                –
+cache_store
+  max                     1 GiB
+  key_header              scope
+  coalesce                true
+route
+  [0]
+    name                  support
+    match
+      model               dynamic/support
+    choose
+      [0]
+        within
+          requests        100
+          every           1 m
+          per             tenant
+        try
+          [0]             eu
+          [1]
+            target        us
+            model         gpt-5-mini
+            timeout       3 s
+      [1]
+        split
+          us              90
+          gpt-5-next      10
+        by                session
+    fall_back_on          408, 409, 425, 429, 5xx, connect, reset, timeout
+    zone                  europe
+retry
+  [0]
+    match
+      tier                large
+    attempts              5
+    delay                 500 ms
+    backoff               exponential
+    max_delay             30 s
+    jitter                full
+    retry_on              408, 409, 425, 429, 5xx, connect, reset, timeout
+    within                2 m
+    ratio                 20 %
+  [1]
+    attempts              2
+    delay                 250 ms
+    backoff               exponential
+    max_delay             30 s
+    jitter                full
+    retry_on              429, 5xx, connect
+    within                2 m
+    ratio                 20 %
+"""
+RULES_AFTER_TIMEOUT_SHOWN = """\
+  window                  30 s
+  min_requests            10
+  failures                20 %
+  rest                    15 s
+hedge
+  [0]
+    name                  tail
+    shadow                true
+    after                 p95
+    to                    us
+    ratio                 10 %
+"""
 BAD = "usage: aks\ntargets:\n  eu: {provider: openai, base_url: https://a.b, headers: {api-key: sk-hidden}}\n"
 
 
@@ -65,6 +155,16 @@ def test_a_good_policy_is_shown_as_it_would_run(good: str) -> None:
     assert "  target eu               aoai-eu.openai.azure.com:8443" in lines
     assert "  retrieval               *.pinecone.io" in lines
     assert "topsecret" not in result.output
+
+
+def test_rules_are_shown_in_the_words_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(RULES)
+    result = run(f"{tmp_path}/rules.yaml")
+    assert result.exit_code == 0, result.stderr
+    before, from_timeout = result.stdout.split("\ntimeout\n")
+    assert before.partition("\ncache\n")[2].splitlines() == RULES_SHOWN.splitlines()
+    after_timeout = from_timeout.partition("\ntargets\n")[0]
+    assert after_timeout.partition("\nbreaker\n")[2].splitlines() == RULES_AFTER_TIMEOUT_SHOWN.splitlines()
 
 
 def test_in_a_pipe_there_is_no_colour_no_cut_and_no_trailing_space(good: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from mitmgate.cli import doctor
 from mitmgate.cli.common import Running
 from mitmgate.cli.doctor import Facts, Finding
+from mitmgate.store import answer_file
+from support.kept_answers import ENTRY, WALL
 
 CA = Path("/nowhere/ca")
 
@@ -133,6 +135,34 @@ def test_a_database_that_is_none_fails_and_one_set_aside_is_said(tmp_path: Path)
     (tmp_path / "traces.db.broken-20261124").touch()
 
     assert [finding.level for finding in doctor.database(facts(tmp_path))] == ["warn", "fail"]
+
+
+def test_the_answer_cache_is_told_of_once_it_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "cache.db"
+    missing = levels(doctor.cached_answers(facts(tmp_path)))
+    with closing(answer_file.open_file(path, WALL)) as conn:
+        answer_file.write(conn, answer_file.pack(ENTRY))
+    there = levels(doctor.cached_answers(facts(tmp_path)))
+    path.write_bytes(b"this is no database, not at all. " * 100)
+    path.with_name("cache.db.broken-20261124").touch()
+    broken = [level for level, _ in levels(doctor.cached_answers(facts(tmp_path)))]
+
+    assert (missing, there) == ([], [("ok", f"{path}, 1 answers, 0.0 MiB")])
+    assert broken == ["warn", "warn"]
+
+
+def test_targets_that_rest_are_named() -> None:
+    exposition = (
+        "# TYPE mitmgate_breaker_state gauge\n"
+        'mitmgate_breaker_state{target="azure-eu"} 2\n'
+        'mitmgate_breaker_state{target="azure-za"} 1\n'
+        'mitmgate_breaker_state{target="openai"} 0\n'
+    )
+
+    assert levels(doctor.resting(exposition)) == [
+        ("warn", "azure-eu rests: it failed too often"),
+        ("warn", "azure-za has rested; the next call shows"),
+    ]
 
 
 def test_a_policy_with_a_fault_fails_and_names_it(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mitmgate.door_paths import Local, Nowhere, Place, resolve
+from mitmgate.door_paths import COMPAT, Entry, Local, Nowhere, Place, compat_place, hosts_of, resolve
 from mitmgate.policy import Policy
-from mitmgate.policy.values import Target
+from mitmgate.policy.values import ProviderHosts, Target
 from mitmgate.providers import RESERVED, TABLE, Hosts, Provider
 
 CORP = Provider("corp-llm", ("*.corp.example", "llm.corp.example"), "openai")
@@ -20,10 +20,12 @@ POLICY = Policy(targets=TARGETS)
 
 def led(path: str) -> str:
     """Return the URL that *path* leads to, or why it leads nowhere."""
-    place = resolve(path, HOSTS, POLICY)
+    place = resolve("GET", path, HOSTS, POLICY)
     if isinstance(place, Place):
         return f"{place.scheme}://{place.host}:{place.port}{place.path}"
-    return place.page if isinstance(place, Local) else place.message
+    if isinstance(place, Nowhere):
+        return place.message
+    return place.page if isinstance(place, Local) else place.kind
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_a_path_leads_to_its_url(path: str, url: str) -> None:
     ],
 )
 def test_a_path_that_leads_nowhere_says_why(path: str, says: str) -> None:
-    place = resolve(path, HOSTS, POLICY)
+    place = resolve("GET", path, HOSTS, POLICY)
 
     assert isinstance(place, Nowhere)
     assert says in place.message
@@ -117,25 +119,111 @@ def test_a_path_that_leads_nowhere_says_why(path: str, says: str) -> None:
     ],
 )
 def test_no_path_leads_away_from_the_providers_hosts(path: str) -> None:
-    assert isinstance(resolve(path, HOSTS, POLICY), Nowhere)
+    assert isinstance(resolve("GET", path, HOSTS, POLICY), Nowhere)
+
+
+@pytest.mark.parametrize(
+    ("path", "entry"),
+    [
+        ("/compat/chat/completions", Entry("compat", "/compat/chat/completions")),
+        ("/compat/v1/chat/completions", Entry("compat", "/compat/chat/completions")),
+        ("/compat/chat/completions/", Entry("compat", "/compat/chat/completions")),
+        ("/v1/acct/gw/compat/chat/completions?x=1", Entry("compat", "/compat/chat/completions?x=1")),
+        ("/v1/acct/gw/compat/v1/embeddings", Entry("compat", "/compat/embeddings")),
+        ("/compat/embeddings", Entry("compat", "/compat/embeddings")),
+        ("/", Entry("universal", "/")),
+        ("", Entry("universal", "/")),
+        ("/?x=1", Entry("universal", "/?x=1")),
+        ("/v1/acct/gw", Entry("universal", "/")),
+        ("/v1/acct/gw/", Entry("universal", "/")),
+    ],
+)
+def test_a_post_without_a_provider_in_its_path_is_an_entry(path: str, entry: Entry) -> None:
+    assert resolve("POST", path, HOSTS, POLICY) == entry
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "says"),
+    [
+        ("GET", "/", "one of: "),
+        ("GET", "/v1/acct/gw", "no provider 'v1'"),
+        ("POST", "/v1/chat/completions", "no provider 'v1'"),
+        ("POST", "/v1/images/generations", "no provider 'v1'"),
+        ("POST", "/v1/chat/completions/", "no provider"),
+        ("POST", "/v1/acct", "no provider 'v1'"),
+        ("POST", "/v1//gw", "no provider 'v1'"),
+        ("GET", "/compat/chat/completions", "POST /compat/chat/completions and POST /compat/embeddings"),
+        ("GET", "/compat/models", "nothing else"),
+        ("POST", "/compat/responses", "nothing else"),
+        ("POST", "/compat", "nothing else"),
+        ("POST", "/#", "%23"),
+    ],
+)
+def test_what_is_no_entry_says_what_there_is(method: str, path: str, says: str) -> None:
+    place = resolve(method, path, HOSTS, POLICY)
+
+    assert isinstance(place, Nowhere)
+    assert says in place.message
+
+
+@pytest.mark.parametrize("provider", [row for row in TABLE if row.compat], ids=lambda row: row.slug)
+@pytest.mark.parametrize("asked", COMPAT)
+def test_an_openai_compatible_endpoint_stands_at_a_host_of_its_provider(provider: Provider, asked: str) -> None:
+    place = compat_place(provider, asked, "?x=1")
+
+    assert isinstance(place, Place)
+    assert Hosts().find(place.host, place.port) is provider
+    assert f"{place.scheme}://{place.authority.decode()}{place.path}" == f"{provider.compat}/{asked}?x=1"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "dialect", "compat"),
+    [
+        (("*.corp.example", "llm.corp.example"), "openai", "https://llm.corp.example/v1"),
+        (("llm.corp.example:8443",), "ollama", "https://llm.corp.example:8443/v1"),
+        (("*.corp.example",), "openai", ""),
+        (("llm.corp.example",), "anthropic", ""),
+    ],
+)
+def test_a_policys_provider_has_one_where_its_host_is_named_and_speaks_it(
+    hosts: tuple[str, ...], dialect: str, compat: str
+) -> None:
+    policy = Policy(providers=(ProviderHosts("mine", hosts, dialect),))
+
+    assert hosts_of(policy).providers["mine"].compat == compat
+
+
+@pytest.mark.parametrize(
+    ("path", "authority"),
+    [
+        ("/openai/chat/completions", b"api.openai.com"),
+        ("/ollama/api/chat", b"127.0.0.1:11434"),
+        ("/target/six/v1/models", b"[fd00::7]:8000"),
+    ],
+)
+def test_a_place_has_its_authority(path: str, authority: bytes) -> None:
+    place = resolve("POST", path, HOSTS, POLICY)
+
+    assert isinstance(place, Place)
+    assert place.authority == authority
 
 
 def test_without_targets_the_answer_says_so() -> None:
-    place = resolve("/target/x/y", HOSTS, Policy())
+    place = resolve("GET", "/target/x/y", HOSTS, Policy())
 
     assert isinstance(place, Nowhere)
     assert "the policy has no `targets`" in place.message
 
 
 def test_a_target_keeps_its_name_and_provider() -> None:
-    place = resolve("/target/eu/openai/v1/responses", HOSTS, POLICY)
+    place = resolve("POST", "/target/eu/openai/v1/responses", HOSTS, POLICY)
 
     assert isinstance(place, Place)
     assert (place.target, place.provider.slug) == ("eu", "azure-openai")
 
 
 def test_the_answer_to_an_unknown_name_lists_every_provider_and_is_bounded() -> None:
-    place = resolve(f"/{'x' * 5000}/y", HOSTS, POLICY)
+    place = resolve("POST", f"/{'x' * 5000}/y", HOSTS, POLICY)
 
     assert isinstance(place, Nowhere)
     assert all(provider.slug in place.message for provider in (*TABLE, CORP))
@@ -144,7 +232,7 @@ def test_the_answer_to_an_unknown_name_lists_every_provider_and_is_bounded() -> 
 
 @pytest.mark.parametrize("provider", [row for row in TABLE if not row.takes], ids=lambda row: row.slug)
 def test_every_provider_without_parts_in_its_host_has_a_door(provider: Provider) -> None:
-    place = resolve(f"/{provider.slug}/x", HOSTS, POLICY)
+    place = resolve("POST", f"/{provider.slug}/x", HOSTS, POLICY)
 
     assert isinstance(place, Place)
     assert place.provider is provider

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mitmgate.errors import PolicyError
 from mitmgate.policy import document, match
 from mitmgate.policy.forms import Plain
+from mitmgate.policy.values import Cache, Timeout
 
 REQUEST = {
     "provider": "azure-openai",
@@ -29,6 +30,10 @@ REQUEST = {
     "metadata.empty": "",
     "header.x-team": "Search",
     "header.x-depth": " 7 ",
+    "body.response_format.type": "json_schema",
+    "body.N": 2,
+    "body.temperature": 0.2,
+    "body.store": False,
 }
 
 
@@ -91,6 +96,14 @@ REQUEST = {
         ("metadata.none", "null", False),
         ("user", "> 0", False),
         ("session", ["*", "> 0"], False),
+        # fields of the body, by their dotted names, in which case counts
+        ("body.response_format.type", "json_*", True),
+        ("body.response_format", "present", False),
+        ("body.N", 2, True),
+        ("body.n", "absent", True),
+        ("body.temperature", "< 0.3", True),
+        ("body.store", False, True),
+        ("body.store", "present", True),
         # stream
         ("stream", True, True),
         ("stream", False, False),
@@ -139,11 +152,13 @@ def test_matches_are_equal_where_they_are_written_alike() -> None:
         ("headers.x-team: x", "p:1: headers.x-team: unknown field; did you mean 'header.x-team'?"),
         ("metadata: x", "p:1: metadata: write metadata.NAME"),
         ("header.: x", "p:1: header.: write header.NAME"),
+        ("body: x", "p:1: body: write body.NAME"),
+        ("bdy.user: x", "p:1: bdy.user: unknown field; did you mean 'body.user'?"),
         (
             "weather: x",
             "p:1: weather: unknown field; fields are provider, host, path, method, operation, model, tier, stream,"
             " tenant, user, route, session, auth, region, colo, sla, user_agent, input_tokens,"
-            " metadata.NAME and header.NAME",
+            " metadata.NAME, header.NAME and body.NAME",
         ),
         ("stream: yes", 'p:1: stream: stream is true or false, not "yes"'),
         ("stream: 1", "p:1: stream: stream is true or false, not 1"),
@@ -185,6 +200,68 @@ def test_a_match_may_not_ask_for_what_is_told_after_it() -> None:
     root, _ = document.parse("{tier: large}", "p")
     with pytest.raises(PolicyError, match="p:1: tier: tier is not known yet when this is asked"):
         match.parse(root, frozenset({"tier"}))
+
+
+# -- lists of rules ---------------------------------------------------------------------------------------------------
+
+
+ACME = match.compile_match({"tenant": "acme"})
+GLOBEX = match.compile_match({"tenant": "globex"})
+STREAM = match.compile_match({"stream": True})
+
+
+@pytest.mark.parametrize(
+    ("rule", "holds"),
+    [
+        (Timeout(), True),
+        (Timeout(match=ACME), True),
+        (Timeout(match=GLOBEX), False),
+        (Timeout(unless=STREAM), False),
+        (Timeout(unless=GLOBEX), True),
+        (Timeout(match=ACME, unless=GLOBEX), True),
+        (Timeout(match=ACME, unless=STREAM), False),
+        (Timeout(match=GLOBEX, unless=STREAM), False),
+    ],
+)
+def test_a_rule_fits_where_its_match_holds_and_its_unless_does_not(rule: Timeout, holds: bool) -> None:
+    assert match.fits(rule, REQUEST.get) is holds
+
+
+def cache(name: str, match: match.Match | None = None, shadow: bool = False) -> Cache:
+    return Cache(60.0, name, match, shadow=shadow)
+
+
+@pytest.mark.parametrize(
+    ("rules", "acting", "shadows"),
+    [
+        ([], None, []),
+        ([cache("a", GLOBEX)], None, []),
+        ([cache("a", GLOBEX), cache("b", ACME), cache("c")], "b", []),
+        # a shadow lets the next rule act
+        ([cache("a", ACME, shadow=True), cache("b")], "b", ["a"]),
+        ([cache("a", shadow=True), cache("b", GLOBEX), cache("c", shadow=True)], None, ["a", "c"]),
+        # one that does not fit casts none, nor does one behind the rule that acts
+        ([cache("a", GLOBEX, shadow=True), cache("b")], "b", []),
+        ([cache("a"), cache("b", shadow=True)], "a", []),
+    ],
+)
+def test_the_first_rule_that_fits_acts_and_shadows_before_it_are_told(
+    rules: list[Cache], acting: str | None, shadows: list[str]
+) -> None:
+    found = match.acts(rules, REQUEST.get)
+
+    assert (found.name if found else None) == acting
+    assert [rule.name for rule in match.shadows(rules, REQUEST.get)] == shadows
+
+
+def test_rules_that_cannot_be_in_the_shadow_act() -> None:
+    rules = [Timeout(match=GLOBEX), Timeout(match=ACME, connect_s=1.0), Timeout()]
+
+    assert match.acts(rules, REQUEST.get) == rules[1]
+    assert match.shadows(rules, REQUEST.get) == []
+
+
+# -- properties -------------------------------------------------------------------------------------------------------
 
 
 @given(st.text("ab*?[]!-.", max_size=8), st.text("abAB-.", max_size=8))

@@ -75,3 +75,19 @@ def test_the_name_of_a_row_is_opentelemetrys_where_it_has_one() -> None:
         "gcp.gemini",
         "openai",
     )
+
+
+def test_who_has_an_openai_compatible_endpoint_is_known() -> None:
+    without = {row.slug for row in TABLE if not row.compat}
+
+    # each of these needs a resource, a region, a project or an account in its host or path, or has none at all
+    assert without == {
+        "chatgpt",
+        "azure-openai",
+        "azure-ai-inference",
+        "google-vertex-ai",
+        "aws-bedrock",
+        "databricks",
+        "snowflake",
+    }
+    assert not any(row.compat.endswith("/") for row in TABLE)

@@ -19,18 +19,18 @@ from mitmgate.store.rows import Row
 from support.sample_traces import at, attempt, call, database, insert, rows_of
 
 README = Path(__file__).parents[2] / "README.md"
-SECTION = "## Ten queries of an incident review"
 
 
-def queries() -> dict[str, str]:
-    """Return heading -> SQL of the section; empty where the README has no such section yet."""
-    _, _, rest = README.read_text().partition(f"\n{SECTION}\n")
+def queries(title: str) -> dict[str, str]:
+    """Return heading -> SQL of a section."""
+    _, _, rest = README.read_text().partition(f"\n## {title}\n")
     section = re.split(r"\n## ", rest)[0]
-    return dict(re.findall(r"\*\*(\d+\. [^*]+)\*\*.*?```sql\n(.*?)```", section, flags=re.DOTALL))
+    return dict(re.findall(r"\*\*([^*]+)\*\*.*?```sql\n(.*?)```", section, flags=re.DOTALL))
 
 
-QUERIES = queries()
-pytestmark = pytest.mark.skipif(not QUERIES, reason="the README has no ten queries yet")
+TEN = queries("Ten queries of an incident review")
+MORE = queries("Retries, cache and rests in SQL")
+QUERIES = TEN | MORE
 
 NOW = datetime.fromtimestamp(time.time(), UTC)
 """The queries count back from the database's own clock, so the incident has to be staged before the real present."""
@@ -63,6 +63,9 @@ def staged() -> tuple[list[Row], list[Row]]:
     lost = [then(n, -20 + n - 48, **LOST) for n in (48, 49)]
     changed = then(50, -25, **{**WELL, "policy_sha256": "bbbbbbbbbbbb"}, tenant="globex", cost_nanousd=None)
     cut = then(51, -5, **WELL, tenant="globex", stream=1, terminal="truncated", output_tokens=7)
+    asked = then(52, -100, **WELL, tenant="initech", route="faq", cache_status="MISS", duration_ms=900.0)
+    hits = [then(n, -90, **WELL, tenant="initech", route="faq", cache_status="HIT", source="cache", attempts=0,
+                 cost_nanousd=0, saved_nanousd=1_000_000, duration_ms=1.5) for n in (53, 54, 55)]  # fmt: skip
 
     slow: dict[str, Any] = {
         **AZURE,
@@ -72,11 +75,11 @@ def staged() -> tuple[list[Row], list[Row]]:
         "cost_nanousd": 0,
     }
     tries = [attempt(1, n, **AZURE, first_byte_ms=300.0) for n in range(20)]
-    tries += [attempt(1, n) for n in (*range(20, 40), 50, 51)]
+    tries += [attempt(1, n) for n in (*range(20, 40), 50, 51, 52)]
     tries += [attempt(1, n, **slow) for n in range(40, 50)]
     tries += [attempt(2, n, target="openai", wait_ms=500.0) for n in range(40, 48)]
     tries += [attempt(2, n, **slow, wait_ms=500.0) for n in (48, 49)]
-    return [*well, *since, *fell_back, *lost, changed, cut], tries
+    return [*well, *since, *fell_back, *lost, changed, cut, asked, *hits], tries
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +88,16 @@ def conn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connectio
     path = database(tmp_path_factory.mktemp("traces") / "traces.db", rows_of(*calls, attempts=tries))
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         events = [
-            {"exchange_id": row["id"], "at": row["started_at"], "room": "retry", "action": "fallback", "shadow": 0}
+            {"exchange_id": row["id"], "at": row["started_at"], "room": "route", "action": "fallback", "shadow": 0}
             for row in calls
             if row.get("target") == "openai"
         ]
+        rests = ["azure-eu rests for 15 s", *(f"azure-eu rests: {left}.0 s left" for left in (9, 4))]
+        events += [
+            {"exchange_id": row["id"], "at": at(-120, NOW), "room": "breaker", "rule": "regions", "action": "rest",
+             "shadow": 0, "detail": detail}
+            for row, detail in zip(calls[-3:], rests, strict=True)
+        ]  # fmt: skip
         insert(conn, "policy_events", events)
         conn.row_factory = sqlite3.Row
         yield conn
@@ -101,7 +110,8 @@ def first(conn: sqlite3.Connection, heading: str) -> dict[str, object]:
 
 
 def test_there_are_ten() -> None:
-    assert [heading.split(".")[0] for heading in QUERIES] == [str(n) for n in range(1, 11)]
+    assert [heading.split(".")[0] for heading in TEN] == [str(n) for n in range(1, 11)]
+    assert len(MORE) == 3
 
 
 @pytest.mark.parametrize(
@@ -115,10 +125,16 @@ def test_there_are_ten() -> None:
         ("5.", {"target": "azure-eu", "calls": 2, "total_ms": 18_000.0, "gateway_ms": 2.0,
                 "waiting_between_attempts_ms": 500.0, "provider_first_byte_ms": 18_000.0}),
         ("6.", {"sent": 12, "attempts_per_sent_call": 1.83, "retried": 10, "recovered": 8, "waited_s": 5.0}),
-        ("7.", {"room": "retry", "action": "fallback", "shadow": 0, "times": 8, "tenants": 1}),
+        ("7.", {"room": "route", "action": "fallback", "shadow": 0, "times": 8, "tenants": 1}),
         ("8.", {"terminal": "truncated", "streams": 1, "before_the_first_token": 0, "output_tokens": 7.0}),
         ("9.", {"what": "policy", "value": "bbbbbbbbbbbb", "calls": 1}),
         ("10.", {"tenant": "acme", "cost_usd": 0.008, "calls": 10, "unpriced": 0}),
+        ("What did retries cost", {"first_target": "azure-eu", "first_error": "overloaded", "retried": 10,
+                                   "recovered": 8, "waited_ms": 500.0, "wasted_usd": 0.0}),
+        ("What does the cache save", {"tenant": "initech", "route": "faq", "hits": 3, "misses": 1, "hit_percent": 75.0,
+                                      "saved_usd": 0.003, "hit_ms": 1.5, "miss_ms": 900.0}),
+        ("Which target rested", {"target": "azure-eu", "rule": "regions", "rests": 1, "passed_by": 2,
+                                 "last_at": at(-120, NOW)}),
     ],
 )  # fmt: skip
 def test_the_query_names_the_culprit(conn: sqlite3.Connection, heading: str, says: dict[str, object]) -> None:

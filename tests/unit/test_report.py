@@ -40,7 +40,7 @@ def lines(result: Result) -> list[str]:
 
 def test_json_has_the_window_and_a_row_per_group(path: Path) -> None:
     found = json.loads(run(path, *ALL, "--until", "2026-11-24T10:00Z", "--json").output)
-    assert list(found) == ["since", "until", "rows"]
+    assert list(found) == ["since", "until", "rows", "targets"]
     assert (found["since"], found["until"]) == (None, "2026-11-24T10:00:00.000Z")
     first, second = found["rows"]
     assert list(first)[:4] == ["tenant", "provider_name", "request_model", "route"]
@@ -75,6 +75,25 @@ def test_the_totals_say_what_a_cost_misses(path: Path) -> None:
     assert "known price" not in run(path, *ALL, "--model", "gpt-4o").output
 
 
+def test_the_totals_say_what_retries_and_the_cache_did(tmp_path: Path) -> None:
+    calls = [
+        call(1),
+        call(2, attempts=2, cache_status="MISS"),
+        call(3, attempts=4, step=1, cache_status="BYPASS"),
+        call(4, attempts=3, status_code=503, cache_status="MISS"),
+        call(5, attempts=0, source="cache", cache_status="HIT", cost_nanousd=0, saved_nanousd=2_000_000),
+    ]
+    path = database(tmp_path / "t.db", rows_of(*calls))
+
+    shown = lines(run(path, *ALL, "--by", "tenant"))
+
+    assert "2.50 tries per sent call · 3 tried again, 2 of them with success · 1 answered elsewhere" in shown
+    assert "1 of 3 looked up were in the cache · 0 of 0 streams interrupted, 0 left by the client" in shown
+    (row,) = json.loads(run(path, *ALL, "--by", "tenant", "--json").output)["rows"]
+    assert (row["saved_nanousd"], row["retried"], row["recovered"], row["moved"]) == (2_000_000, 3, 2, 1)
+    assert row["cache_hit_share"] == pytest.approx(1 / 3)
+
+
 def test_an_unknown_number_is_a_dash_and_an_unknown_cost_says_so(tmp_path: Path) -> None:
     path = database(
         tmp_path / "t.db", rows_of(call(1, cost_nanousd=None, input_tokens=None, time_to_first_token_ms=None))
@@ -91,7 +110,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(path: Path, col
     assert max(cell_len(line) for line in shown) <= columns
     headings = " ".join(line for line in shown if line.startswith("provider")).split()
     assert [
-        name for name in ("calls", "cached", "saved", "ttft", "total", "tries", "cut") if name not in headings
+        name for name in ("calls", "cached", "saved", "hits", "ttft", "total", "tries", "cut") if name not in headings
     ] == []
     assert "total p50 300, p95 1,000, p99 1,000 ms" in " ".join(shown)
     assert not any("…" in word and any(c.isdigit() for c in word) for line in shown for word in line.split())

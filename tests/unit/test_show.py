@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mitmgate.cli import conversation
-from mitmgate.cli.show import GROUPS, Phase, phases, show, since, waterfall
+from mitmgate.cli.show import GROUPS, Phase, answering, phases, show, since, waterfall
 from mitmgate.store.rows import Row, Rows
 from support.sample_traces import START, at, attempt, call, database, event, feedback, id_of, insert, rows_of
 
@@ -80,33 +80,62 @@ def test_the_groups_name_only_columns_that_there_are(path: Path) -> None:
 def test_the_first_lines_say_what_became_of_it(path: Path) -> None:
     first, second = shown(path, id_of(1)).splitlines()[:2]
     assert first == id_of(1)
-    assert (
-        second == "200 complete · openai/gpt-4o-2024-08-06 · tenant acme · 1,000 ms · 100 → 20 tokens · cost $0.00100"
+    assert second == (
+        "200 complete · openai/gpt-4o-2024-08-06 · tenant acme · 1,000 ms · 2 attempts"
+        " · 100 → 20 tokens · cost $0.00100"
     )
+
+
+def test_a_hit_says_that_it_is_one_what_it_saved_and_which_answer_it_was(tmp_path: Path) -> None:
+    note = '["cache: answer 3fa9c1d2e3f4, 12 s old"]'
+    row = call(1, attempts=0, source="cache", cache_status="HIT", cost_nanousd=0, saved_nanousd=1_000_000, notes=note)
+    text = shown(database(tmp_path / "t.db", rows_of(row)), "last")
+    assert text.splitlines()[1].endswith("100 ms · HIT · 100 → 20 tokens · cost $0, saved $0.00100")
+    assert "answer 3fa9c1d2e3f4, 12 s old" in text
 
 
 def test_attempts_events_and_feedback_are_tables(path: Path) -> None:
     text = shown(path, id_of(1), columns=140)
-    rows = [line.split() for line in text.splitlines()]
-    assert [
-        "1",
-        "openai",
-        "api.openai.com",
-        "503",
-        "overloaded",
-        "0",
-        "20",
-        "300",
-        "310",
-        "0",
-        "100",
-        "20",
-        "–",
-    ] in rows
-    assert ["2", "openai", "api.openai.com", "200", "–", "500", "–", "100", "190", "1", "100", "20", "0.00100"] in rows
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "1 openai api.openai.com 503 overloaded 0 20 300 310 0 100 20 –" in rows
+    assert "2* openai api.openai.com 200 – 500 – 100 190 1 100 20 0.00100" in rows
+    assert "* gave the answer" in rows
     assert "  1: the provider is [busy]" in text
-    assert ["09:01:00.000", "retry", "default", "retry", "0", "waited", "500", "ms", "after", "503"] in rows
-    assert ["09:02:00.000", "thumbs", "-1", "app"] in rows
+    assert "09:01:00.000 retry default retry 0 waited 500 ms after 503" in rows
+    assert "09:02:00.000 thumbs -1 app" in rows
+
+
+WELL: Row = {"n": 1, "error_type": None}
+BUSY: Row = {"n": 2, "error_type": "rate_limit"}
+BROKEN: Row = {"n": 2, "error_type": "reset"}
+ENDED: Row = {"n": 3, "error_type": "cancelled"}
+
+
+@pytest.mark.parametrize(
+    ("source", "attempts", "answered"),
+    [
+        ("provider", [BUSY, WELL], WELL),
+        ("provider", [WELL, ENDED], WELL),
+        ("provider", [ENDED, WELL], WELL),
+        ("provider", [BROKEN, BUSY], BUSY),
+        ("provider", [BROKEN, ENDED], BROKEN),
+        ("gateway", [BROKEN, BROKEN], None),
+        ("cache", [BUSY, BUSY], None),
+        ("provider", [], None),
+    ],
+    ids=[
+        "after a retry",
+        "the first of two at once",
+        "the second of two at once",
+        "the provider's last word",
+        "a stream that was cut",
+        "an error of ours",
+        "an old answer instead",
+        "none",
+    ],
+)
+def test_the_attempt_that_answered_is_told_apart(source: str, attempts: list[Row], answered: Row | None) -> None:
+    assert answering({"source": source}, attempts) is answered
 
 
 @pytest.mark.parametrize("columns", [70, 80, 200])

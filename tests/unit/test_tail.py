@@ -49,7 +49,7 @@ def test_it_begins_with_the_newest_rows_in_order(path: Path) -> None:
 def test_a_line_says_who_what_how_and_for_how_much(path: Path) -> None:
     (_, row) = run(path, "--no-follow", "-n", "1").output.splitlines()
     assert row.split() == [
-        *("09:05:00.000", "acme", "openai/gpt-4o-2024-08-06", "200", "complete", "1", "100", "→", "20", "0.00100"),
+        *("09:05:00.000", "acme", "openai/gpt-4o-2024-08-06", "200", "complete", "100", "→", "20", "0.00100"),
         *("50", "100", id_of(5)),
     ]
 
@@ -71,8 +71,33 @@ def test_filters_and_the_time_hold_for_the_rows_there_are(path: Path) -> None:
 
 
 def test_an_answer_that_is_not_the_providers_says_whose_it_is(path: Path) -> None:
-    add(path, 6, source="cache")
-    assert "complete (cache)" in run(path, "--no-follow", "-n", "1").output
+    add(path, 6, source="gateway", terminal="failed")
+    assert "failed (gateway)" in run(path, "--no-follow", "-n", "1").output
+
+
+@pytest.mark.parametrize(
+    ("columns", "way"),
+    [
+        ({}, ""),
+        ({"cache_status": "MISS"}, ""),
+        ({"cache_status": "HIT", "attempts": 0}, "HIT"),
+        ({"attempts": 3}, "×3"),
+        ({"attempts": 3, "step": 1, "target": "azure-eu"}, "×3→azure-eu"),
+        ({"attempts": 1, "step": 1, "target": "azure-eu"}, "→azure-eu"),
+        ({"cache_status": "HIT", "attempts": 2}, "HIT×2"),
+        ({"cache_status": "HIT", "attempts": 0, "step": 1, "target": "azure-eu"}, "HIT"),
+        ({"attempts": None, "step": None}, ""),
+    ],
+)
+def test_an_answer_that_was_not_had_at_first_try_is_marked(path: Path, columns: dict[str, Any], way: str) -> None:
+    add(path, 6, **columns)
+    head, row = run(path, "--no-follow", "-n", "1").output.splitlines()
+    start = head.index("way ")
+    assert row[start : start + FIELDS["way"].width].strip() == way
+
+
+def test_a_terminal_of_120_columns_shows_the_mark_and_the_first_token() -> None:
+    assert {"way", "first ms", "tokens"} <= columns(120).keys()
 
 
 def test_without_following_a_missing_database_is_an_error(tmp_path: Path) -> None:
@@ -168,17 +193,17 @@ def test_a_file_that_stays_unreadable_is_said_in_the_end(tmp_path: Path) -> None
 @pytest.mark.parametrize("width", [60, 79, 80, 100, 120, 150, 400])
 def test_a_line_fits_and_keeps_what_identifies_the_call(width: int) -> None:
     row = call(1, tenant="a very long tenant name 日本語", request_model="m" * 90, response_model=None, attempts=12)
-    text = line({**row, "error_type": None}, columns(width))
+    text = line({"cache_status": None, "target": None, **row}, columns(width))
     assert cell_len(text) <= max(width, 78)
     assert cell_len(heading(columns(width))) <= max(width, 78)
     assert id_of(1)[: module.SHORT_ID] in text
     assert "complete" in text
 
 
-def test_a_narrow_terminal_loses_the_number_of_tries_first_and_the_tenant_last() -> None:
+def test_a_narrow_terminal_loses_the_first_token_first_and_the_tenant_last() -> None:
     there = [{name for name in FIELDS if name in columns(width)} for width in range(200, 60, -1)]
     gone = list(dict.fromkeys(name for wide, narrow in pairwise(there) for name in wide - narrow))
-    assert gone == ["tries", "first ms", "tokens", "cost $", "tenant"]
+    assert gone == ["first ms", "way", "tokens", "cost $", "tenant"]
 
 
 def test_hostile_names_are_inert(path: Path) -> None:

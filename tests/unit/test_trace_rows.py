@@ -12,7 +12,7 @@ import pytest
 from mitmgate.clock import ManualClock
 from mitmgate.dialects.base import Reading, Request, Usage
 from mitmgate.errors import Refusal
-from mitmgate.exchange import Attempt, Event, Exchange
+from mitmgate.exchange import Answer, Attempt, Event, Exchange
 from mitmgate.policy.values import Policy, Trace
 from mitmgate.pricing import Prices, table_version
 from mitmgate.providers import Hosts
@@ -43,7 +43,7 @@ def reading(usage: Usage, model: str | None = "gpt-4o-2024-08-06", **more: objec
 
 def attempt(n: int, read: Reading | None = None, **more: object) -> Attempt:
     one = Attempt(n, "openai", "openai", "api.openai.com", started=100.0 + n)
-    one.reading = read or Reading()
+    one.answer = Answer(read or Reading())
     for name, value in more.items():
         setattr(one, name, value)
     return one
@@ -60,21 +60,20 @@ def exchange(**changes: object) -> Exchange:
     x.provider = Hosts().find("api.openai.com", 443)
     x.operation = "chat"
     x.request = Request(model="gpt-4o")
-    x.reading = reading(GPT4O)
-    x.attempts = [
-        attempt(
-            1, x.reading, status=200, first_byte=101.4, ended=102.0, connect_s=0.05, headers={"x-request-id": "req_1"}
-        )
-    ]
+    first = attempt(1, reading(GPT4O), status=200, first_byte=101.4, ended=102.0, connect_s=0.05)
+    first.headers = {"x-request-id": "req_1"}
+    x.attempts = [first]
+    x.answer = first.answer
     x.status = 200
     x.answer_headers = {"content-type": "application/json"}
-    x.kept = bytearray(ANSWER)
-    x.answer_bytes = len(ANSWER)
+    x.answer.kept, x.answer.size, x.answer.first_content = bytearray(ANSWER), len(ANSWER), 101.5
     x.first_content = 101.5
     x.waited_s = 0.9
     x.ended = 102.0
     x.terminal = "complete"
     x.how = "end"
+    if "reading" in changes:
+        x.answer.reading = changes.pop("reading")  # type: ignore[assignment]
     for name, value in changes.items():
         setattr(x, name, value)
     return x
@@ -363,6 +362,14 @@ def test_bodies_are_kept_as_the_policy_says(payloads: str, kept: dict[str, bytes
     assert rows.exchanges[0]["request_sha256"] == sha256(BODY).hexdigest()
 
 
+def test_the_bodies_of_a_cache_hit_are_masked_each_time() -> None:
+    policy = Policy(trace=Trace(payloads="redacted"))
+    for _ in range(2):
+        rows = rendered(exchange(source="cache", attempts=[]), policy)
+        kept = {one["kind"]: str(one["body"]).encode() for one in rows.payloads}
+        assert kept == {"request": BODY.replace(KEY, b"[secret]"), "response": ANSWER}
+
+
 def test_a_request_may_ask_to_keep_no_bodies() -> None:
     rows = rendered(exchange(keep_payload=False))
     assert rows.payloads == []
@@ -389,7 +396,7 @@ def test_a_streamed_upload_has_no_hash_and_no_body() -> None:
 
 
 def test_a_payload_says_what_it_is() -> None:
-    request, response = rendered(exchange(kept_whole=False)).payloads
+    request, response = rendered(exchange(answer=Answer(kept=bytearray(ANSWER), kept_whole=False))).payloads
     masked = BODY.replace(KEY, b"[secret]")
     assert request == {
         "exchange_id": ID, "kind": "request", "content_type": "application/json", "encoding": "identity",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mitmgate import layer, upstream
+from mitmgate import layer, sink
 from support.gateway import Gateway, OpenGateway
 from support.memory import FLAT, MIB, resident
 from support.provider import Heard, Provider, Wire
@@ -80,7 +80,7 @@ async def test_a_client_that_never_reads_is_let_go_after_the_total_limit(
     open_gateway: OpenGateway, provider: Provider, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layer, "HEARD_S", 0.05)
-    monkeypatch.setattr(upstream, "HEARD_S", 0.05)
+    monkeypatch.setattr(sink, "HEARD_S", 0.05)
     provider.on(CHAT, Flood().script)
     async with open_gateway("timeout: {total: 300 ms}") as gateway:
         client = await gateway.client(version)

@@ -85,7 +85,7 @@ targets:
     assert (row["target"], row["host"]) == ("corp", "llm.corp.example")
 
 
-@pytest.mark.parametrize("path", ["/nobody/v1/chat/completions", "/", "/target/nobody/v1", "/openai", "/feedback/x"])
+@pytest.mark.parametrize("path", ["/nobody/v1/chat/completions", "/target/nobody/v1", "/openai", "/feedback/x"])
 async def test_a_path_that_leads_nowhere_is_a_404_in_openais_form(
     gateway: Gateway, provider: Provider, path: str
 ) -> None:

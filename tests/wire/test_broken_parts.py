@@ -98,7 +98,7 @@ async def test_a_bug_in_the_middle_of_an_exchange_is_a_500(
     async def breaks(*_arguments: object) -> None:
         raise ZeroDivisionError("upstream has a bug")
 
-    monkeypatch.setattr(gateway.chain.upstream, "_bring", breaks)
+    monkeypatch.setattr(gateway.chain.upstream, "_deliver", breaks)
     provider.says(CHAT, ANSWER)
     client = await gateway.client(version)
 

@@ -1,12 +1,18 @@
 """A client that leaves ends its attempt at once, in whatever phase; what it had got by then is in the row."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import pytest
 
+from mitmgate.clock import ManualClock
+from mitmgate.exchange import Exchange
 from support.gateway import Gateway, OpenGateway
-from support.provider import Heard, Provider, Wire
+from support.hosts import Hosts, is_down
+from support.provider import Heard, Provider, Script, Wire
+from support.scripts import begins
 from support.speech import (
     ASK,
     ASK_CLAUDE,
@@ -274,3 +280,121 @@ async def test_the_usage_chunk_a_client_did_not_wait_for_is_still_booked(gateway
 
     row = await gateway.row()
     assert (row["terminal"], row["input_tokens"], row["output_tokens"]) == ("complete", 9, 3)
+
+
+# -- in every phase of an attempt -------------------------------------------------------------------------------------
+
+OPENAI, OTHER = "api.openai.com", "other.example"
+SOON_S = 0.1
+REST_S = 15.0
+RULES = """
+targets:
+  other: {provider: openai, base_url: "https://other.example"}
+hedge: [{name: tail, match: {header.x-hedge: present}, after: 20 ms, to: other, ratio: 100 %}]
+retry: {attempts: 3, delay: 5 s, jitter: none}
+timeout: {connect: 400 ms}
+breaker: {min_requests: 1, failures: 100 %, rest: 15 s}
+"""
+
+
+@dataclass(frozen=True)
+class Phase:
+    script: Script
+    reached: Callable[[Exchange], bool]
+    errors: list[str | None]
+    """Of each attempt, as its row has them."""
+    fields: tuple[str, ...] = ()
+    keeps: int = 0
+    """Connections that stay open for later calls."""
+    tasks: int = 0
+    """That work for the call beside its own."""
+
+
+PHASES = {
+    "connect": Phase(is_silent, lambda x: len(x.attempts) == 1, ["cancelled"]),
+    "first byte": Phase(is_silent, lambda x: len(x.attempts) == 1, ["cancelled"]),
+    "wait before a retry": Phase(is_down, lambda x: x.attempts[0].ended is not None, ["server_error"], keeps=1),
+    "hold": Phase(begins(ROLE, then=is_silent), lambda x: x.attempts[0].answer.size > 0, ["cancelled"]),
+    "stream before its content": Phase(
+        begins(ROLE, then=is_silent), lambda x: x.status == 200, [None], ("cf-aig-max-attempts: 1",)
+    ),
+    "stream": Phase(begins(ROLE, HEL, then=is_silent), lambda x: x.status == 200, [None]),
+    "hedge": Phase(is_silent, lambda x: len(x.attempts) == 2, ["cancelled"] * 2, ("x-hedge: 1",), tasks=2),
+}
+
+
+@dataclass
+class Mute:
+    """A server that accepts and never says a word: no TLS handshake with it comes to its end."""
+
+    port: int = 0
+    asked: int = 0
+    open: int = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked += 1
+        self.open += 1
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(4096):
+                pass
+        self.open -= 1
+        writer.close()
+
+
+@pytest.fixture
+async def mute() -> AsyncIterator[Mute]:
+    told = Mute()
+    async with await asyncio.start_server(told.serve, "127.0.0.1", 0) as server:
+        told.port = server.sockets[0].getsockname()[1]
+        yield told
+
+
+def at_work() -> int:
+    """Return how many tasks run code of the gateway's own."""
+    frames = [getattr(task.get_coro(), "cr_frame", None) for task in asyncio.all_tasks()]
+    return sum(frame is not None and frame.f_globals["__name__"].startswith("mitmgate.") for frame in frames)
+
+
+@pytest.mark.parametrize("name", PHASES)
+async def test_leaving_ends_every_attempt_at_once_and_gives_the_breakers_probe_back(
+    open_gateway: OpenGateway, provider: Provider, mute: Mute, version: str, name: str
+) -> None:
+    phase, hosts, clock, seen = PHASES[name], Hosts(provider), ManualClock(), list[Exchange]()
+    elsewhere = {OPENAI: mute.port} if name == "connect" else {}
+
+    def asked() -> int:
+        return mute.asked if elsewhere else hosts.asked[OPENAI]
+
+    def is_quiet() -> bool:
+        open_now = mute.open if elsewhere else provider.open_connections
+        return not gateway.chain.live and at_work() == idle and open_now == phase.keeps
+
+    hosts.on(OPENAI, CHAT, is_down)
+    hosts.on(OTHER, CHAT, is_silent)
+    async with open_gateway(RULES, clock=clock, elsewhere=elsewhere) as gateway:
+        gateway.chain.admits.append(seen.append)
+        client = await gateway.client(version)
+        assert (await client.post(CHAT, ASK_STREAM, "cf-aig-max-attempts: 1")).status >= 503
+        await gateway.rows(1)
+        idle = at_work()
+        hosts.on(OPENAI, CHAT, phase.script)
+        clock.advance(REST_S)
+        call = await client.begin(CHAT, ASK_STREAM, *phase.fields)  # the probe
+        await gateway.until(lambda: asked() == 2 and phase.reached(seen[-1]))
+        await gateway.until(lambda: hosts.asked[OTHER] == len(phase.errors) - 1)
+        assert at_work() == idle + phase.tasks
+
+        call.leave()
+
+        async with asyncio.timeout(SOON_S):
+            await gateway.until(is_quiet)
+        row = (await gateway.rows(2))[-1]
+        attempts = await gateway.rows(
+            2, f"select error_type, duration_ms from attempts where exchange_id = '{row['id']}' order by n"
+        )
+        clock.advance(REST_S)
+        await (await gateway.client(version)).begin(CHAT, ASK_STREAM)
+        await gateway.until(lambda: asked() == 3)
+    assert (row["terminal"], row["attempts"]) == ("client_abort", len(phase.errors))
+    assert [attempt["error_type"] for attempt in attempts] == phase.errors
+    assert all(attempt["duration_ms"] is not None for attempt in attempts)

@@ -206,7 +206,7 @@ async def test_a_cut_stream_gives_every_byte_and_then_the_break(
 
 
 def _has_seen_the_cut(gateway: Gateway) -> bool:
-    pool = gateway.chain.upstream.pool
+    pool = gateway.chain.upstream.caller.pool
     return pool is not None and not any(one.connected for one in pool.session.connector._acquired)  # type: ignore[union-attr]
 
 

@@ -38,6 +38,7 @@ COMMANDS: dict[str, Entry] = {
     "tail": Entry("tail", "Live rows."),
     "report": Entry("report", "Tables: calls, errors, tokens, cost, latency."),
     "show": Entry("show", "One request in full."),
+    "cache": Entry("cache", "List, show and purge the answers that are kept."),
     "usage": Entry("usage", "What the gateway would book for recorded responses."),
     "check": Entry("check", "Validate a policy and show what would apply."),
     "env": Entry("env", "The lines to export for a gateway that already runs."),

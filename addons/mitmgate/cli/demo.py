@@ -1,6 +1,6 @@
 """``mitmgate demo``: the whole product on one machine, with nothing faked between the SDK and the provider.
 
-A scripted provider stands in for three real ones, a gateway of its own runs in a temporary home, and a program with
+A scripted provider stands in for four real ones, a gateway of its own runs in a temporary home, and a program with
 the real SDKs calls through ``HTTPS_PROXY``, in the environment that ``mitmgate run`` would give it. Each call is shown
 as the app saw it and as the row that the gateway wrote; then comes the report. Needs no network and no key, and leaves
 nothing behind.
@@ -24,7 +24,7 @@ from mitmgate.cli.common import DATABASE, Running
 from mitmgate.cli.environment import variables, way_to
 from mitmgate.cli.report import print_report
 from mitmgate.cli.tail import Printer
-from mitmgate.demo.provider import HOSTS, Place, provider
+from mitmgate.demo.provider import AZURE, HOSTS, Place, provider
 from mitmgate.errors import StartError
 from mitmgate.store import queries
 from mitmgate.store.reader import open_reader
@@ -39,6 +39,14 @@ identify:
   route:
     agent: {{metadata.feature: agent}}
     faq: {{metadata.feature: faq}}
+cache:
+  - {{name: faq, match: {{route: faq}}, ttl: 1 h}}
+route:
+  - {{name: spare, match: {{provider: openai}}, try: [openai, azure]}}
+retry: {{attempts: 2, delay: 100 ms}}
+targets:
+  openai: {{provider: openai, base_url: "https://api.openai.com/v1"}}
+  azure: {{provider: azure-openai, base_url: "https://{azure}"}}
 upstream:
   ca: {ca}
   connect_to: {connect_to}
@@ -106,7 +114,7 @@ def play(home: Path) -> None:
 def policy_for(place: Place) -> str:
     """Return the demo's policy: the real names, dialled at *place*."""
     connect_to = {f"{host}:443": place.address for host in HOSTS}
-    return POLICY.format(ca=json.dumps(str(place.ca)), connect_to=json.dumps(connect_to))  # JSON is YAML
+    return POLICY.format(azure=AZURE, ca=json.dumps(str(place.ca)), connect_to=json.dumps(connect_to))  # JSON is YAML
 
 
 def call_and_show(running: Running, home: Path) -> None:

@@ -38,7 +38,12 @@ CA_DAYS = 30
 FREE_MIB = 512
 DEFAULT_DOORS = ("127.0.0.1:8080", "127.0.0.1:8081")
 PROBED_HOST = "api.openai.com"
-LOSSES = {"mitmgate_rows_dropped_total": "rows", "mitmgate_payloads_dropped_total": "bodies"}
+LOSSES = {
+    "mitmgate_rows_dropped_total": "rows",
+    "mitmgate_payloads_dropped_total": "bodies",
+    "mitmgate_cache_dropped_total": "cached answers",
+}
+RESTING = re.compile(r'^mitmgate_breaker_state\{target="([^"]*)"\} ([12])$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +193,7 @@ def gateway(facts: Facts) -> Iterator[Finding]:
 
 
 def base_url_door(facts: Facts) -> Iterator[Finding]:
-    """Its ``/healthz``, and what its ``/metrics`` say was lost."""
+    """Its ``/healthz``, and what its ``/metrics`` say was lost, and which targets rest."""
     if facts.running is None or facts.running.base_url is None:
         return
     try:
@@ -206,7 +211,15 @@ def base_url_door(facts: Facts) -> Iterator[Finding]:
             "losses", "warn", f"{' and '.join(lost)} could not be kept", "see the gateway's log for mitmgate.store"
         )
     else:
-        yield Finding("losses", "ok", "no row and no body was lost since it started")
+        yield Finding("losses", "ok", "no row, body or cached answer was lost since it started")
+    yield from resting(text)
+
+
+def resting(exposition: str) -> Iterator[Finding]:
+    """The targets that the breaker lets rest now, or asks with one call at a time."""
+    for target, state in RESTING.findall(exposition):
+        text = f"{target} rests: it failed too often" if state == "2" else f"{target} has rested; the next call shows"
+        yield Finding("breaker", "warn", text, "`mitmgate report --since 1h` says how it does")
 
 
 def summed(exposition: str, name: str) -> float:
@@ -231,11 +244,15 @@ def interception(facts: Facts) -> Iterator[Finding]:
         yield Finding("interception", "ok", f"{PROBED_HOST} through the proxy door shows our certificate")
 
 
-def database(facts: Facts) -> Iterator[Finding]:
-    for broken in sorted(facts.db.parent.glob(f"{facts.db.name}.broken-*")):
+def set_aside(check: str, path: Path) -> Iterator[Finding]:
+    for broken in sorted(path.parent.glob(f"{path.name}.broken-*")):
         yield Finding(
-            "database", "warn", f"{broken} was set aside: it was no database", "delete it when you need it no more"
+            check, "warn", f"{broken} was set aside: it was no database", "delete it when you need it no more"
         )
+
+
+def database(facts: Facts) -> Iterator[Finding]:
+    yield from set_aside("database", facts.db)
     if not facts.db.exists():
         yield Finding("database", "warn", f"{facts.db} is not there yet", "the gateway's first row makes it")
         return
@@ -248,6 +265,23 @@ def database(facts: Facts) -> Iterator[Finding]:
         yield Finding("database", "fail", str(e), "restore it from a backup, or move it away; a new one is begun")
         return
     yield Finding("database", "ok", f"{facts.db}, {rows:,} calls, {facts.db.stat().st_size / 2**20:.1f} MiB")
+
+
+def cached_answers(facts: Facts) -> Iterator[Finding]:
+    """The file of the answer cache; it is there once an answer was kept."""
+    from mitmgate.store import answer_file
+
+    path = answer_file.beside(facts.db)
+    yield from set_aside("cache", path)
+    if not path.exists():
+        return
+    try:
+        with answer_file.opened(path) as conn:
+            kept = answer_file.total(conn, answer_file.Which())
+    except StartError as e:
+        yield Finding("cache", "warn", str(e), "nothing: its answers are asked for anew")
+        return
+    yield Finding("cache", "ok", f"{path}, {kept.entries:,} answers, {kept.bytes / 2**20:.1f} MiB")
 
 
 def policy(facts: Facts) -> Iterator[Finding]:
@@ -315,7 +349,8 @@ def reads_proxy(version: tuple[int, ...]) -> bool:
 
 
 CHECKS: tuple[Check, ...] = (
-    python, engine, home, certificate, bundle, policy, database, gateway, base_url_door, interception, shell, node,
+    python, engine, home, certificate, bundle, policy, database, cached_answers, gateway, base_url_door, interception,
+    shell, node,
 )  # fmt: skip
 """In the order in which a fault in one explains those after it."""
 

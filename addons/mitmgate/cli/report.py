@@ -1,21 +1,24 @@
 """``mitmgate report``: what calls cost, how fast they were and how they ended, by whatever groups them.
 
-Three parts on a terminal: a sentence of totals, the course of time as sparklines (calls, errors, and the first token
-per provider, since that is where an incident shows), and the groups. A number that is not known is ``–``, never 0;
-where a cost misses calls that have no price, it says so. ``--json`` gives the same numbers without the pictures.
+Four parts on a terminal: sentences of totals, the course of time as sparklines (calls, errors, and the first token per
+provider, since that is where an incident shows), the groups, and the places that were asked, with their errors and
+rests. A number that is not known is ``–``, never 0; where a cost misses calls that have no price, it says so.
+``--json`` gives the same numbers without the pictures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mitmgate.cli import course, render
+from mitmgate.cli.columns import GAP, Block, Column, add_names, block_widths, packed
 from mitmgate.cli.common import db_option, db_path, home_option
+from mitmgate.cli.places import print_places
 from mitmgate.clock import SystemClock, iso
 from mitmgate.store import queries
+from mitmgate.store.places import places
 from mitmgate.store.queries import Row
 from mitmgate.store.selection import EVERYTHING, Filters, Window
 
@@ -39,15 +42,6 @@ HEADINGS = {
 """Column heading of a by-value, where it is not its name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    heading: str
-    text: Callable[[Row], str]
-    is_share: bool = False
-
-
-type Block = tuple[Column, ...]
-
 BLOCKS: tuple[Block, ...] = (
     (
         Column("calls", lambda row: render.count(row["calls"])),
@@ -61,6 +55,7 @@ BLOCKS: tuple[Block, ...] = (
     (
         Column("cost $", lambda row: cost(row)),
         Column("saved $", lambda row: render.usd(row["saved_nanousd"])),
+        Column("hits %", lambda row: render.share(row["cache_hit_share"]), is_share=True),
     ),
     (
         Column("ttft p50", lambda row: render.ms(row["ttft_p50_ms"])),
@@ -77,8 +72,8 @@ BLOCKS: tuple[Block, ...] = (
         Column("cut", lambda row: render.count(row["streams_interrupted"])),
     ),
 )
-"""Columns that stay together: calls; tokens; money; milliseconds to the first token; in all; attempts per sent
-call and streams interrupted."""
+"""Columns that stay together: calls; tokens; money and what the cache saved of it; milliseconds to the first token; in
+all; attempts per sent call and streams interrupted."""
 
 BAR = 16
 """Columns of a bar."""
@@ -101,9 +96,7 @@ def table(
     from rich.text import Text
 
     made = Table(box=None, pad_edge=False, header_style="bold", show_footer=len(rows) > 1, footer_style="bold")
-    for n, name in enumerate(by):
-        footer = Text("total") if n == 0 else Text("")
-        made.add_column(Text(heading(name)), footer=footer, overflow="ellipsis", max_width=name_width, min_width=5)
+    add_names(made, [heading(name) for name in by], name_width, footers=("total",))
     for column in columns:
         made.add_column(column.heading, footer=column.text(total), justify="right", no_wrap=True)
     if bars:
@@ -142,7 +135,7 @@ def print_groups(out: "Console", by: Sequence[str], rows: Sequence[Row], total: 
     by, same = apart(by, rows)
     bars = share_bars(rows, BAR, render.is_ascii(out))
     names = [cells_width(name, rows) for name in by]
-    numbers = {block: sum(number_width(column, [*rows, total]) for column in block) for block in BLOCKS}
+    numbers = block_widths(BLOCKS, [*rows, total])
     bar_room = BAR + GAP if bars else 0
     widest = max(names, default=0)
     if sum(names) + GAP * len(by) + sum(numbers.values()) + bar_room <= out.width:
@@ -161,10 +154,6 @@ def print_groups(out: "Console", by: Sequence[str], rows: Sequence[Row], total: 
         )
 
 
-GAP = 2
-"""Between two columns."""
-
-
 def apart(by: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """Return the by-names that tell rows apart, and those that say the same in all of several rows."""
     same = [name for name in by if len(rows) > 1 and len({row[name] for row in rows}) == 1]
@@ -175,24 +164,6 @@ def cells_width(name: str, rows: Sequence[Row]) -> int:
     from rich.cells import cell_len
 
     return max(cell_len(heading(name)), *(cell_len(render.inert(row[name])) for row in rows))
-
-
-def number_width(column: Column, rows: Sequence[Row]) -> int:
-    """Return the width of a column of numbers, with the gap before it."""
-    return GAP + max(len(column.heading), *(len(column.text(row)) for row in rows))
-
-
-def packed(widths: Mapping[Block, int], room: int) -> list[list[Block]]:
-    """Return the blocks in order, in as few runs as fit into *room* each."""
-    runs: list[list[Block]] = [[]]
-    left = room
-    for block, width in widths.items():
-        if width > left and runs[-1]:
-            runs.append([])
-            left = room
-        runs[-1].append(block)
-        left -= width
-    return runs
 
 
 # -- the totals -------------------------------------------------------------------------------------------------------
@@ -207,7 +178,9 @@ def totals(total: Row) -> list[str]:
         f"{n['input_tokens']} tokens in ({n['cache_read_input_tokens']} cached), {n['output_tokens']} out · "
         f"cost {render.dollars(total['cost_nanousd'])}, saved {render.dollars(total['saved_nanousd'])}",
         f"first token {spread(total, 'ttft_')} · total {spread(total, '')} · gateway {spread(total, 'gateway_')}",
-        f"{render.times(total['attempts_per_sent'])} tries per sent call · {n['cache_hits']} answered from the cache · "
+        f"{render.times(total['attempts_per_sent'])} tries per sent call · {n['retried']} tried again, "
+        f"{n['recovered']} of them with success · {n['moved']} answered elsewhere",
+        f"{n['cache_hits']} of {n['cache_lookups']} looked up were in the cache · "
         f"{n['streams_interrupted']} of {render.counted(total['streams'], 'stream')} interrupted, "
         f"{n['client_aborts']} left by the client",
     ]
@@ -250,20 +223,23 @@ Examples:
 @click.option("--until", default="all", metavar="TIME", help="Likewise; only calls before it count.  [default: now]")
 @render.filter_options
 @click.option("--rows", default=40, show_default=True, type=click.IntRange(0), help="Groups to print at most; 0 = all.")
-@click.option("--json", "as_json", is_flag=True, help="All groups, all numbers, as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="All groups, all targets, all numbers, as one JSON object.")
 @home_option
 @db_option
 def report(
     by: str, since: str, until: str, filters: Filters, rows: int, as_json: bool, home: Path, db: Path | None
 ) -> None:
-    """Calls, errors, tokens, cost and latency, by tenant, provider, model, route or anything else."""
+    """Calls, errors, tokens, cost and latency, by tenant, provider, model, route or anything else; then each place."""
     wall = SystemClock().wall()
     window = Window(render.time_of("--since", since, wall), render.time_of("--until", until, wall))
     names = [name for part in by.split(",") if (name := part.strip()) and name != "none"]
     with render.reading(db_path(home, db)) as conn:
         if as_json:
-            found = queries.report(conn, window.since, window.until, names, filters)
-            click.echo(render.as_json({"since": window.since, "until": window.until or iso(wall), "rows": found}))
+            found = {
+                "rows": queries.report(conn, window.since, window.until, names, filters),
+                "targets": places(conn, window, filters),
+            }
+            click.echo(render.as_json({"since": window.since, "until": window.until or iso(wall), **found}))
         else:
             print_report(render.console(), conn, window, names, filters, rows, now=iso(wall))
 
@@ -297,6 +273,7 @@ def print_report(
         print_groups(out, queries.dimensions(by), shown, total)
     if len(shown) < len(rows):
         out.out(f"and {len(rows) - len(shown):,} more groups; --rows 0 prints all", style="dim")
+    print_places(out, places(conn, window, filters))
 
 
 def title(window: Window, filters: Filters) -> str:

@@ -119,8 +119,11 @@ def verdict(row: Row) -> str:
             who,
             f"tenant {render.inert(row['tenant'])}",
             render.ms_unit(row["duration_ms"]),
+            *(["HIT"] if row["cache_status"] == "HIT" else []),
+            *([render.counted(row["attempts"], "attempt")] if (row["attempts"] or 0) > 1 else []),
             f"{render.count(row['input_tokens'])} → {render.count(row['output_tokens'])} tokens",
-            f"cost {render.dollars(row['cost_nanousd'])}",
+            f"cost {render.dollars(row['cost_nanousd'])}"
+            + (f", saved {render.dollars(row['saved_nanousd'])}" if row["saved_nanousd"] else ""),
         )
     )
 
@@ -147,6 +150,24 @@ ATTEMPTS = {
 
 EVENTS = {name: name for name in ("at", "room", "rule", "action", "shadow", "detail")}
 FEEDBACK = {name: name for name in ("at", "kind", "value", "source", "comment")}
+
+
+def answering(row: Row, attempts: Sequence[Row]) -> Row | None:
+    """Return the attempt whose answer the client got; None where it was the gateway's own, or out of the cache.
+
+    That is the last one that ended well; where none did, the last one that was not ended for another's sake.
+    """
+    if row["source"] != "provider":
+        return None
+    ran = [attempt for attempt in attempts if attempt["error_type"] != "cancelled"]
+    well = [attempt for attempt in ran if attempt["error_type"] is None]
+    return next(reversed(well or ran), None)
+
+
+def marked(row: Row, attempts: Sequence[Row]) -> list[Row]:
+    """Return the attempts; of several, the one that answered has a mark behind its number."""
+    answered = answering(row, attempts) if len(attempts) > 1 else None
+    return [{**attempt, "n": f"{attempt['n']}*"} if attempt is answered else attempt for attempt in attempts]
 
 
 SPARE = ("reused_connection", "host", "connect_ms", "output_tokens", "input_tokens", "wait_ms")
@@ -262,7 +283,9 @@ def print_exchange(out: "Console", found: dict[str, Any], prompt: bool = True) -
     out.out(row["id"], style="bold", highlight=False)
     out.out(verdict(row), highlight=False)
     print_columns(out, row)
-    print_rows(out, "attempts", ATTEMPTS, found["attempts"])
+    print_rows(out, "attempts", ATTEMPTS, marked(row, found["attempts"]))
+    if len(found["attempts"]) > 1:
+        out.print("  * gave the answer", style="dim")
     for attempt in found["attempts"]:
         if attempt.get("error_detail"):
             out.print(f"  {attempt['n']}: {render.inert(attempt['error_detail'])}", style="dim")

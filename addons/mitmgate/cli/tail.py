@@ -1,5 +1,8 @@
 """``mitmgate tail``: a line per exchange, as it is written.
 
+The column ``way`` is empty for an answer at first try; it says ``HIT`` for one out of the cache, ``×3`` for three
+attempts, ``→azure-eu`` where another place than the first one answered.
+
 Follows by rowid: each look opens the database read-only, asks for what came after the last row seen, and closes it, so
 that a tail that somebody forgot never holds back the writer's checkpoints. Waits for a database that does not exist
 yet.
@@ -51,9 +54,23 @@ def tokens_of(row: queries.Row) -> str:
 
 
 def ending_of(row: queries.Row) -> str:
-    """Return how it ended, and where it did not come from the provider, who answered."""
+    """Return how it ended, and where neither the provider nor the cache answered, who did."""
     ending = render.inert(row["terminal"])
-    return ending if row["source"] in ("provider", None) else f"{ending} ({render.inert(row['source'])})"
+    return ending if row["source"] in ("provider", "cache", None) else f"{ending} ({render.inert(row['source'])})"
+
+
+def way_of(row: queries.Row) -> str:
+    """Return how the answer was come by, where it was not the first attempt at the first place.
+
+    ``HIT`` out of the cache; ``×3`` three attempts; ``→azure-eu`` another place than the first one answered.
+    """
+    attempts, step = row["attempts"] or 0, row["step"] or 0
+    marks = (
+        ("HIT", row["cache_status"] == "HIT"),
+        (f"×{render.count(attempts)}", attempts > 1),
+        (f"→{render.inert(row['target'])}", step > 0 and attempts > 0),
+    )
+    return "".join(mark for mark, holds in marks if holds)
 
 
 SHORT_ID = 18
@@ -65,10 +82,10 @@ FIELDS: dict[str, Field] = {
     "provider/model": Field(34, model_of, least=14),
     "code": Field(4, lambda row: render.inert(row["status_code"]), right=True),
     "ended": Field(18, ending_of, least=9),
-    "tries": Field(5, lambda row: render.count(row["attempts"]), right=True, give_up=5),
-    "tokens": Field(15, tokens_of, right=True, give_up=3),
+    "way": Field(16, way_of, least=4, give_up=4),
+    "tokens": Field(15, tokens_of, least=11, right=True, give_up=3),
     "cost $": Field(9, lambda row: render.usd_narrow(row["cost_nanousd"]), right=True, give_up=2),
-    "first ms": Field(8, lambda row: render.ms(row["time_to_first_token_ms"]), right=True, give_up=4),
+    "first ms": Field(8, lambda row: render.ms(row["time_to_first_token_ms"]), right=True, give_up=5),
     "ms": Field(7, lambda row: render.ms(row["duration_ms"]), right=True),
     "id": Field(36, lambda row: render.inert(row["id"]), least=SHORT_ID),
 }
@@ -230,7 +247,11 @@ Examples:
 @home_option
 @db_option
 def tail(rows: int, follow: bool, since: str, filters: Filters, as_json: bool, home: Path, db: Path | None) -> None:
-    """Show exchanges as they happen, a line each."""
+    """Show exchanges as they happen, a line each.
+
+    "way" tells how an answer was come by: HIT = out of the cache, ×3 = three attempts, →NAME = another target than the
+    first one answered.
+    """
     path = db_path(home, db)
     printer = Printer(as_json)
     follower = Follower(path, filters)

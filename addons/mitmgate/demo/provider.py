@@ -8,8 +8,10 @@ product's.
 import asyncio
 import datetime
 import ipaddress
+import json
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from mitmgate.demo.scenes import Scene, scene_of
 from mitmgate.demo.speech import say
 
-HOSTS = ("api.openai.com", "api.anthropic.com", "generativelanguage.googleapis.com")
+OPENAI, AZURE = "api.openai.com", "demo.openai.azure.com"
+HOSTS = (OPENAI, "api.anthropic.com", "generativelanguage.googleapis.com", AZURE)
 
 FIRST_S = 0.04
 """Before the first byte: thinking."""
@@ -33,6 +36,8 @@ SLOW_GAP_S = 0.05
 """The same towards a client that will leave."""
 CUT_AFTER = 7
 """Events of a stream that is cut."""
+BUSY_MS = 150
+"""So long a busy provider asks to be left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ def provider(folder: Path) -> Iterator[Place]:
     context.load_cert_chain(leaf)
     context.set_alpn_protocols(["http/1.1"])
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, ssl=context))
+    server = loop.run_until_complete(asyncio.start_server(Stage().serve, "127.0.0.1", 0, ssl=context))
     port = server.sockets[0].getsockname()[1]
     thread = threading.Thread(target=loop.run_forever, name="demo-provider", daemon=True)
     thread.start()
@@ -76,28 +81,65 @@ async def close(server: asyncio.Server) -> None:
 # -- one connection ---------------------------------------------------------------------------------------------------
 
 
-async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer the requests of a connection, one after the other, until a side ends it."""
-    try:
-        while (body := await read_request(reader)) is not None:
-            if not await answer(scene_of(body), body, writer):
-                return
-    except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-        return  # whoever asked has left: the demo has a scene for it
-    finally:
-        writer.transport.abort() if writer.is_closing() else writer.close()
+@dataclass(frozen=True, slots=True)
+class Asked:
+    host: str
+    body: bytes
 
 
-async def read_request(reader: asyncio.StreamReader) -> bytes | None:
-    """Return the body of the next request, None at the connection's end."""
+class Stage:
+    """Plays the scenes, and remembers which it has played."""
+
+    def __init__(self) -> None:
+        self.played: Counter[str] = Counter()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of a connection, one after the other, until a side ends it."""
+        try:
+            while (asked := await read_request(reader)) is not None:
+                if not await self.answer(asked, writer):
+                    return
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            return  # whoever asked has left: the demo has a scene for it
+        finally:
+            writer.transport.abort() if writer.is_closing() else writer.close()
+
+    async def answer(self, asked: Asked, writer: asyncio.StreamWriter) -> bool:
+        """Play the scene; return whether the connection may serve on."""
+        scene = scene_of(asked.body)
+        if scene is None:
+            await whole(error("this provider only knows the scenes of the demo"), "404 Not Found", writer)
+            return True
+        self.played[scene.prompt] += 1
+        await asyncio.sleep(FIRST_S)
+        if scene.trouble == "busy" and self.played[scene.prompt] == 1:
+            await whole(error("too many requests"), "429 Too Many Requests", writer, f"retry-after-ms: {BUSY_MS}")
+            return True
+        if scene.trouble == "down" and asked.host == OPENAI:
+            await whole(error("no capacity"), "503 Service Unavailable", writer)
+            return True
+        pieces = say(scene, asked.body)
+        if not scene.stream:
+            await whole(pieces[0], "200 OK", writer)
+            return True
+        return await stream(scene, pieces, writer)
+
+
+def error(message: str) -> bytes:
+    return json.dumps({"error": {"message": message}}).encode()
+
+
+async def read_request(reader: asyncio.StreamReader) -> Asked | None:
+    """Return the next request, None at the connection's end."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
         return None
     fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:] if b":" in line)
+    host = fields.get(b"host", b"").strip().decode()
     if b"chunked" in fields.get(b"transfer-encoding", b""):
-        return await read_chunks(reader)
-    return await reader.readexactly(int(fields.get(b"content-length", b"0")))
+        return Asked(host, await read_chunks(reader))
+    return Asked(host, await reader.readexactly(int(fields.get(b"content-length", b"0"))))
 
 
 async def read_chunks(reader: asyncio.StreamReader) -> bytes:
@@ -109,22 +151,9 @@ async def read_chunks(reader: asyncio.StreamReader) -> bytes:
     return b"".join(pieces)
 
 
-async def answer(scene: Scene | None, request: bytes, writer: asyncio.StreamWriter) -> bool:
-    """Play *scene*; return whether the connection may serve on."""
-    if scene is None:
-        await whole(b'{"error":{"message":"this provider only knows the scenes of the demo"}}', "404 Not Found", writer)
-        return True
-    await asyncio.sleep(FIRST_S)
-    pieces = say(scene, request)
-    if not scene.stream:
-        await whole(pieces[0], "200 OK", writer)
-        return True
-    return await stream(scene, pieces, writer)
-
-
-async def whole(body: bytes, status: str, writer: asyncio.StreamWriter) -> None:
-    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
+async def whole(body: bytes, status: str, writer: asyncio.StreamWriter, *more: str) -> None:
+    head = [f"HTTP/1.1 {status}", "content-type: application/json", f"content-length: {len(body)}", *more, "", ""]
+    writer.write("\r\n".join(head).encode() + body)
     await writer.drain()
 
 

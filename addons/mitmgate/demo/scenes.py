@@ -1,7 +1,7 @@
 """The scenes of the demo, in order: the table that the app plays from and the provider answers by.
 
-A scene that a later room adds (a 429 that is retried, a cache hit) is a row here, an answer in ``speech`` where it
-needs one of its own, and nothing else.
+A scene that a later room adds is a row here, an answer in ``speech`` where it needs one of its own, and nothing else.
+A scene with the prompt of an earlier one asks the same again.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from typing import Literal
 
 type Api = Literal["chat", "responses", "messages", "gemini"]
 type Ending = Literal["whole", "cut", "client leaves"]
+type Trouble = Literal["busy", "down"]
+"""``busy``: turned away with 429 the first time; ``down``: 503 from OpenAI, while Azure answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Scene:
     """Of the input, read from the provider's prompt cache."""
     stream: bool = False
     ending: Ending = "whole"
+    trouble: Trouble | None = None
     tool: bool = False
     """The answer is a call of the tool ``weather``."""
     tenant: str = "acme"
@@ -65,6 +68,18 @@ SCENES: tuple[Scene, ...] = (
     Scene(
         "Gemini, streamed", "gemini", "Say something about rivers.",
         "They are never in a hurry, and always there.", "gemini-2.5-flash", 6, 13, stream=True, tenant="globex",
+    ),
+    Scene(
+        "OpenAI chat, streamed, asked again", "chat", "Why would I stream an answer?",
+        "So that the first word is there before the last one is thought of.", "gpt-5-mini", 23, 16, stream=True,
+    ),
+    Scene(
+        "OpenAI chat, while it is busy", "chat", "What is patience?",
+        "To come back when one was told to.", "gpt-5-mini", 10, 10, trouble="busy", feature="agent",
+    ),
+    Scene(
+        "OpenAI chat, while it is down", "chat", "Is anybody there?",
+        "Yes, in another house.", "gpt-5-mini", 11, 8, stream=True, trouble="down", feature="agent",
     ),
     Scene(
         "OpenAI chat, cut by the provider", "chat", "Tell me a story.",

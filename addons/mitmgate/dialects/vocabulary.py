@@ -24,7 +24,7 @@ WORDS: Mapping[str, str] = {
     "not_found": "no such model, deployment or path",
     "too_large": "the body is larger than the provider takes",
     "timeout": "the provider, or a clock of ours, gave up waiting",
-    "cancelled": "the provider says that the call was cancelled",
+    "cancelled": "ended before its answer: by the provider, or by us, since another was first or the client had left",
     "invalid_request": "the provider refuses the request as it stands",
     "server_error": "the provider failed",
     "unreadable": "a 200 whose body is not of this API: a login page, an empty body",

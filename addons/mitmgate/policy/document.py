@@ -84,6 +84,11 @@ class Node:
         return PolicyError([self.fault(text)])
 
     @property
+    def items(self) -> tuple["Node", ...]:
+        """The entries of a list; of any other value itself, which is as good as a list of one."""
+        return tuple(self.value) if isinstance(self.value, list) else (self,)
+
+    @property
     def what(self) -> str:
         """What the value is, for sentences: ``a list``."""
         return _WHAT[type(self.value)]

@@ -6,6 +6,7 @@ a node raises ``PolicyError``; the forms that hold others collect the errors of 
 that is wrong.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,17 @@ class Context:
     env: Mapping[str, str] = field(default_factory=dict)
     providers: frozenset[str] = frozenset()
     """Slugs of the table and names under ``providers``."""
+    targets: Mapping[str, "Place"] = field(default_factory=dict)
+    """Names under ``targets``, whether or not the rest of the file is right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a rule that names a target has to know of it."""
+
+    provider: str | None
+    zone: str | None
+    base_url: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +143,26 @@ def one_of(*words: str) -> Form[Any]:
     return Form(read, _same)
 
 
+def _read_boolean(node: Node, _: Context) -> bool:
+    raw = scalar(node, "true or false")
+    if not isinstance(node.value, bool):
+        raise node.wrong(f"{raw!r} is not true or false")
+    return node.value
+
+
+boolean: Form[bool] = Form(_read_boolean, _same)
+
+
+def _read_number(node: Node, _: Context) -> float:
+    raw = scalar(node, "a number")
+    if not isinstance(node.value, int | float) or isinstance(node.value, bool) or not math.isfinite(node.value):
+        raise node.wrong(f"{raw!r} is not a number")
+    return node.value
+
+
+number: Form[float] = Form(_read_number, _same)
+
+
 def whole(least: int, most: int) -> Form[int]:
     """A number without decimals, both ends included."""
 
@@ -187,6 +219,11 @@ def or_none[T](form: Form[T]) -> Form[T | None]:
         return "none" if value is None else form.show(value)
 
     return Form(read, show)
+
+
+def optional[T](form: Form[T]) -> Form[T | None]:
+    """The same for a key that has no default: where it is left out, it is not shown."""
+    return Form(form.read, lambda value: None if value is None else form.show(value))
 
 
 def show_text(value: str | None) -> str | None:
@@ -250,13 +287,24 @@ def listed[T](form: Form[T]) -> Form[tuple[T, ...]]:
     """A list; a single value counts as a list of one."""
 
     def read(node: Node, context: Context) -> tuple[T, ...]:
-        items = node.value if isinstance(node.value, list) else [node]
-        return tuple(gather(enumerate(items), lambda _, item: form.read(item, context)).values())
+        return tuple(gather(enumerate(node.items), lambda _, item: form.read(item, context)).values())
 
     def show(values: tuple[T, ...]) -> list[Any]:
         return [form.show(value) for value in values]
 
     return Form(read, show)
+
+
+def not_empty[T](form: Form[T], what: str) -> Form[tuple[T, ...]]:
+    """A list that has to hold something; *what* completes "it takes"."""
+    several = listed(form)
+
+    def read(node: Node, context: Context) -> tuple[T, ...]:
+        if not node.items:
+            raise node.wrong(f"the list is empty; it takes {what}")
+        return several.read(node, context)
+
+    return Form(read, several.show)
 
 
 def any_name(node: Node, name: str) -> None:

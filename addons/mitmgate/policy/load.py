@@ -14,7 +14,7 @@ from mitmgate.errors import Fault, PolicyError, StartError
 from mitmgate.policy import document
 from mitmgate.policy.document import Node
 from mitmgate.policy.forms import Context, did_you_mean, gather, listing
-from mitmgate.policy.sections import FLOW, Later, providers
+from mitmgate.policy.sections import FLOW, Later, providers, targets
 from mitmgate.policy.sections.hosts import claimed_twice
 from mitmgate.policy.values import Policy
 
@@ -47,7 +47,9 @@ def loads(text: bytes | str, shown: str, env: Mapping[str, str], folder: Path | 
     """
     data = text.encode() if isinstance(text, str) else text
     root, faults = document.parse(_decode(data, shown), shown)
-    context = Context(Path(shown).parent if folder is None else folder, env, providers.names(root))
+    context = Context(
+        Path(shown).parent if folder is None else folder, env, providers.names(root), targets.places(root)
+    )
     try:
         values = _sections(root, context)
     except PolicyError as e:

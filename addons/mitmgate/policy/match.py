@@ -17,15 +17,15 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import translate
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from mitmgate.errors import Fault, PolicyError
 from mitmgate.policy.document import Node, dotted
-from mitmgate.policy.forms import Context, Form, Plain, closest, listing
+from mitmgate.policy.forms import Context, Form, Plain, closest, listing, text
 
 FIELDS: tuple[str, ...] = (
     "provider",
@@ -48,8 +48,9 @@ FIELDS: tuple[str, ...] = (
     "input_tokens",
 )
 
-FAMILIES: tuple[str, ...] = ("metadata", "header")
-"""Fields by name: ``metadata.NAME`` (case counts), ``header.NAME`` (case does not)."""
+FAMILIES: tuple[str, ...] = ("metadata", "header", "body")
+"""Fields by name: ``metadata.NAME`` (case counts), ``header.NAME`` (case does not), ``body.NAME`` of a JSON body, where
+a dot goes inwards (``body.response_format.type``)."""
 
 WILDCARDS = frozenset("*?[")
 COMPARISON = re.compile(r"(>=|<=|>|<)\s*(.*)")
@@ -86,6 +87,39 @@ class Match:
     def fields(self) -> frozenset[str]:
         """The fields that the match asks for."""
         return frozenset(self.says)
+
+
+class Rule(Protocol):
+    """What all rules of a list have in common."""
+
+    @property
+    def match(self) -> Match | None: ...
+    @property
+    def unless(self) -> Match | None: ...
+
+
+def acts[R: Rule](rules: Iterable[R], get: Get) -> R | None:
+    """Return the first of *rules* that holds, of those that a ``shadow`` does not keep from acting."""
+    for rule in rules:
+        if not getattr(rule, "shadow", False) and fits(rule, get):
+            return rule
+    return None
+
+
+def shadows[R: Rule](rules: Iterable[R], get: Get) -> list[R]:
+    """Return the rules with ``shadow: true`` that would have acted: they stand before the first that does."""
+    found = []
+    for rule in rules:
+        if fits(rule, get):
+            if not getattr(rule, "shadow", False):
+                break
+            found.append(rule)
+    return found
+
+
+def fits(rule: Rule, get: Get) -> bool:
+    """Return whether ``match`` holds and ``unless`` does not."""
+    return (rule.match is None or rule.match.holds(get)) and not (rule.unless is not None and rule.unless.holds(get))
 
 
 def compile_match(says: Mapping[str, Plain]) -> Match:
@@ -135,6 +169,18 @@ def form(*forbidden: str) -> Form[Match]:
     return Form(read, show)
 
 
+def _read_field(node: Node, context: Context) -> str:
+    raw = text.read(node, context)
+    try:
+        return _field(raw)
+    except ValueError as e:
+        raise node.wrong(f"{raw!r}: {e}") from e
+
+
+field_name: Form[str] = Form(_read_field, lambda name: name)
+"""The name of a field, as in a match."""
+
+
 # -- fields and values ------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +196,7 @@ def _field(name: str) -> str:
     meant = closest(family, FAMILIES) if dot else closest(name, FIELDS)
     if meant:
         raise ValueError(f"unknown field; did you mean '{meant}{dot}{rest}'?")
-    raise ValueError(f"unknown field; fields are {', '.join(FIELDS)}, metadata.NAME and header.NAME")
+    raise ValueError(f"unknown field; fields are {', '.join(FIELDS)}, metadata.NAME, header.NAME and body.NAME")
 
 
 def _plain(node: Node) -> Plain:

@@ -3,9 +3,10 @@ cannot disagree.
 
 A query takes a read-only connection and gives plain dicts. What the words mean: an *error* is a call that did not end
 in a whole answer below 400 (``views.FAILED``); a call was *sent* if at least one attempt was made for it, so a cache
-hit or a refusal never waters down the attempts per sent call. Tokens and money are sums of what is known; None where
-nothing is, and ``unpriced`` counts the answered calls that a cost misses. A percentile is the nearest rank: a value
-that really occurred.
+hit or a refusal never waters down the attempts per sent call. It was *retried* if it took more than one attempt, and
+*moved* if another place than the first one answered. Tokens and money are sums of what is known; None where nothing is,
+and ``unpriced`` counts the answered calls that a cost misses. A percentile is the nearest rank: a value that really
+occurred.
 """
 
 import json
@@ -88,6 +89,10 @@ SUMS: dict[str, str] = {
     "streams_interrupted": f"count(*) FILTER (WHERE {INTERRUPTED})",
     "client_aborts": "count(*) FILTER (WHERE terminal = 'client_abort')",
     "cache_hits": "count(*) FILTER (WHERE cache_status = 'HIT')",
+    "cache_lookups": "count(*) FILTER (WHERE cache_status IN ('HIT', 'MISS'))",
+    "retried": "count(*) FILTER (WHERE attempts > 1)",
+    "recovered": f"count(*) FILTER (WHERE attempts > 1 AND NOT {FAILED})",
+    "moved": "count(*) FILTER (WHERE step > 0 AND attempts > 0)",
 }
 """What adds up, over groups as well as over rows."""
 
@@ -120,6 +125,7 @@ class Group:
             **self.sums,
             "error_share": ratio(self.sums["errors"], calls),
             "attempts_per_sent": ratio(self.sums["attempts"], sent),
+            "cache_hit_share": ratio(self.sums["cache_hits"], self.sums["cache_lookups"] or 0),
             **percentiles(self.samples),
         }
 

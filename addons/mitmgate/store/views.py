@@ -14,6 +14,10 @@ INTERRUPTED = "(stream = 1 AND terminal IN ('truncated', 'client_abort', 'timeou
 UNPRICED = "(cost_nanousd IS NULL AND attempts > 0 AND coalesce(status_code, 0) < 400)"
 """A call that a provider answered and whose cost nobody knows: a sum beside it is too low."""
 
+WASTED = """(SELECT sum(cost_nanousd) FROM attempts WHERE exchange_id = exchanges.id
+        AND (error_type = 'cancelled' OR (error_type IS NOT NULL AND n < exchanges.attempts)))"""
+"""What a call's attempts cost that nobody got an answer from: those that failed, and of two at once the later one."""
+
 DAY = "substr(started_at, 1, 10)"
 HOUR = "substr(started_at, 1, 13) || ':00Z'"
 
@@ -63,10 +67,7 @@ SELECT started_at, id, tenant, route, request_model, attempts,
        coalesce(NOT {FAILED}, 0) AS recovered,
        (SELECT sum(wait_ms) FROM attempts WHERE exchange_id = exchanges.id) AS wait_ms,
        duration_ms, cost_nanousd, cost_nanousd / 1e9 AS cost_usd,
-       (SELECT sum(cost_nanousd) FROM attempts WHERE exchange_id = exchanges.id AND n < exchanges.attempts)
-           AS wasted_nanousd,
-       (SELECT sum(cost_nanousd) FROM attempts WHERE exchange_id = exchanges.id AND n < exchanges.attempts) / 1e9
-           AS wasted_usd
+       {WASTED} AS wasted_nanousd, {WASTED} / 1e9 AS wasted_usd
 FROM exchanges
 WHERE attempts > 1
 ORDER BY started_at DESC

@@ -8,7 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from mitmgate.policy.forms import Form
-from mitmgate.policy.sections import head, identify, observe, providers, targets, timeout, trace, upstream
+from mitmgate.policy.sections import (
+    breaker,
+    cache,
+    cache_store,
+    head,
+    hedge,
+    identify,
+    observe,
+    providers,
+    retry,
+    route,
+    targets,
+    timeout,
+    trace,
+    upstream,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +45,14 @@ FLOW: dict[str, Form[Any] | Later] = {
     "guard": Later("nothing would be blocked or redacted"),
     "limit": Later("nothing would enforce it"),
     "budget": Later("nothing would enforce it"),
-    "cache": Later("nothing would be cached"),
-    "cache_store": Later("nothing would be cached"),
+    "cache": cache.form,
+    "cache_store": cache_store.form,
     "shape": Later("no request would be changed"),
-    "route": Later("no request would change its target"),
-    "retry": Later("nothing would be tried twice"),
+    "route": route.form,
+    "retry": retry.form,
     "timeout": timeout.form,
-    "breaker": Later("no target would rest"),
-    "hedge": Later("no second attempt would be made"),
+    "breaker": breaker.form,
+    "hedge": hedge.form,
     "targets": targets.form,
     "upstream": upstream.form,
     "latency": Later("no phase would be compared with it"),

@@ -14,6 +14,7 @@ from mitmgate.policy.forms import (
     Context,
     Form,
     Key,
+    Place,
     file,
     named,
     not_one_of,
@@ -124,3 +125,15 @@ def _twice(headers: object) -> list[str]:
 
 
 form: Form[dict[str, Target]] = Form(_read, _rows.show)
+
+
+def places(root: Node) -> dict[str, Place]:
+    """Return what rules have to know of the targets of the file, as far as it can be read."""
+    section = root.value.get("targets") if isinstance(root.value, dict) else None
+    rows = section.value if section is not None and isinstance(section.value, dict) else {}
+    return {name: Place(*(_said(row, key) for key in ("provider", "zone", "base_url"))) for name, row in rows.items()}
+
+
+def _said(row: Node, key: str) -> str | None:
+    value = row.value.get(key) if isinstance(row.value, dict) else None
+    return value.value if value is not None and isinstance(value.value, str) else None

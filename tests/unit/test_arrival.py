@@ -2,8 +2,8 @@
 
 import pytest
 
-from mitmgate.exchange import Exchange
-from mitmgate.upstream import url_of
+from mitmgate.arrival import url_of
+from mitmgate.exchange import Leg
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,4 @@ from mitmgate.upstream import url_of
     ],
 )
 def test_the_url_has_the_path_as_it_was_sent(scheme: str, host: str, port: int, url: str) -> None:
-    assert url_of(Exchange("GET", scheme, host, port, "/v1/x?y=%3A", [], {}, 0.0, 0.0)) == url
+    assert url_of(Leg("openai", None, scheme, host, port, "/v1/x?y=%3A", [])) == url
