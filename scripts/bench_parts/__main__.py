@@ -1,24 +1,30 @@
 """Weigh the gateway: its CPU beside bare ``mitmdump -q`` in the same run, and the time it adds to a call.
 
 Both stand between the same clients and the same provider, which are processes of their own; the gateway traces into a
-database, as it does for anyone. Rounds are taken in turns, so that a busy machine is busy for both; medians are told.
-Trust ratios to about 0.05, milliseconds to about 20 %.
+database, as it does for anyone. Cache hits stand beside a second mitmdump, whose one addon sets the answer itself.
+Rounds are taken in turns, so that a busy machine is busy for all; medians are told. Trust ratios to about 0.05,
+milliseconds to about 20 %.
+
+Hits a second are told beside calls to a provider that thinks for 100 ms, which no chat model undercuts, on as many
+connections; and without a bar beside calls to one that answers at once, which compares the gateway's own work alone.
 """
 
 import argparse
 import json
+import signal
 import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any, Literal
 
 from load import LANES
-from subjects import Load, Subject, certificate, running, start_bare, start_gateway, start_provider
+from subjects import OPEN_S, Load, Subject, certificate, start_gateway, start_mitmdump, start_provider
 
 SETTLE_S = 1.2
 """After each load: rows are written in batches, and the writer's work belongs to the request."""
@@ -30,83 +36,171 @@ class Size:
 
     rounds: int
     requests: int
+    hits: int
     events: int
     """Per stream."""
     connections: int
+    waiting: int
+    """Requests to a provider that thinks."""
     calls: int
     """To take the time of, in all."""
 
 
-FULL = Size(rounds=5, requests=1500, events=100, connections=200, calls=300)
-QUICK = Size(rounds=3, requests=500, events=50, connections=100, calls=100)
+FULL = Size(rounds=5, requests=1500, hits=3000, events=100, connections=200, waiting=400, calls=300)
+QUICK = Size(rounds=3, requests=500, hits=1000, events=50, connections=100, waiting=200, calls=100)
+
+THINKS_MS = 100
+"""The quickest chat models take longer to their first token."""
+
+type Sign = Literal["", " ms", " x"]
+"""Of a result: a ratio of CPU, milliseconds, so many times as much."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the report. ``result`` is the ratio of CPU, or the milliseconds added."""
+    """One line of the report."""
 
     what: str
     unit: str
-    bare: float
+    beside: str
+    """What the gateway is weighed beside."""
+    other: float
+    """Of that."""
     gateway: float
     result: float
-    bar: float
+    sign: Sign
+    bar: float | None
+    """None = only told."""
+    at_least: bool = False
+    """The bar is to be passed, not kept below."""
 
     @property
     def holds(self) -> bool:
-        return self.result <= self.bar
+        if self.bar is None:
+            return True
+        return self.result >= self.bar if self.at_least else self.result <= self.bar
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        digits = 0 if self.unit.startswith("/") else 2
+        numbers = (f"{number:,.{digits}f}{self.unit}" for number in (self.other, self.gateway))
+        bar = "" if self.bar is None else f"{'>=' if self.at_least else '<='} {self.bar}{self.sign}"
+        verdict = "" if self.bar is None else "holds" if self.holds else "MISSED"
+        return (self.what, self.beside, *numbers, f"{self.result:.2f}{self.sign}", bar, verdict)
+
+
+HEAD = ("", "beside", "", "gateway", "result", "bar", "")
 
 CPU = {
-    "request": ("CPU per request", "ms", 0.8),
-    "event": ("CPU per 1,000 SSE events", "ms", 1.0),
-    "connection": ("CPU per new connection", "ms", 0.8),
+    "request": ("CPU per request", 0.8),
+    "event": ("CPU per 1,000 SSE events", 1.0),
+    "connection": ("CPU per new connection", 0.8),
 }
-"""What is weighed -> (title, unit, bar for the ratio)."""
+"""What is weighed -> (title, bar for the ratio)."""
+
+type Round = dict[str, float]
 
 
-def weigh(load: Load, subject: Subject, size: Size) -> dict[str, float]:
-    """Return CPU milliseconds per request, per 1,000 events and per connection, of one round."""
+# -- CPU, and calls a second
 
-    def spent(task: str, **arguments: object) -> float:
-        before = subject.cpu_ms()
-        load.do(task, **arguments)
-        time.sleep(SETTLE_S)
-        return subject.cpu_ms() - before
 
-    load.do("open", place=subject.place)
+def weigh(load: Load, subject: Subject, size: Size) -> Round:
+    """Return CPU milliseconds per request, per 1,000 events and per connection, and calls a second, of one round."""
+    spent = _spender(load, subject)
+    load.do("open", OPEN_S, place=subject.place)
     time.sleep(SETTLE_S)
-    request = spent("requests", count=size.requests) / size.requests
-    event = spent("events", count=size.events) / size.events / LANES * 1000
+    request, calls_a_s = spent("requests", count=size.requests)
+    event, _ = spent("events", count=size.events)
     load.do("close")
-    connection = spent("connections", place=subject.place, count=size.connections) / size.connections
-    return {"request": request, "event": event, "connection": connection}
+    connection, _ = spent("connections", place=subject.place, count=size.connections)
+    return {
+        "request": request / size.requests,
+        "calls_a_s": calls_a_s,
+        "event": event / size.events / LANES * 1000,
+        "connection": connection / size.connections,
+    }
 
 
-def compare(load: Load, subjects: dict[str, Subject], size: Size) -> list[Line]:
-    """Return the CPU lines: medians over rounds that were taken in turns."""
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in subjects}
+def weigh_hits(load: Load, subject: Subject, size: Size) -> Round:
+    """Return CPU milliseconds per call that needs no provider, and such calls a second, of one round.
+
+    Beside them, on the same connections: calls a second to a provider that thinks.
+    """
+    spent = _spender(load, subject)
+    load.do("keep", OPEN_S, place=subject.place)
+    load.do("open", OPEN_S, place=subject.place)
+    time.sleep(SETTLE_S)
+    hit, hits_a_s = spent("hits", count=size.hits)
+    thought_a_s = load.do("requests", count=size.waiting, wait_ms=THINKS_MS)
+    load.do("close")
+    return {"hit": hit / size.hits, "hits_a_s": hits_a_s, "thought_a_s": thought_a_s}
+
+
+def _spender(load: Load, subject: Subject) -> Callable[..., tuple[float, Any]]:
+    def spent(task: str, **arguments: Any) -> tuple[float, Any]:
+        """Return the CPU milliseconds that *subject* spent on *task*, and what the task returned."""
+        before = subject.cpu_ms()
+        returned = load.do(task, **arguments)
+        time.sleep(SETTLE_S)
+        return subject.cpu_ms() - before, returned
+
+    return spent
+
+
+def compare(load: Load, subjects: Mapping[str, Subject], size: Size) -> list[Line]:
+    """Return the lines of CPU and of calls a second: medians over rounds that were taken in turns."""
+    turns = [("bare", weigh), ("gateway", weigh), ("answering", weigh_hits), ("gateway", weigh_hits)]
+    rounds: dict[str, list[Round]] = {name: [] for name in subjects}
     for number in range(size.rounds):
-        for name, subject in subjects.items():
+        for name, weighing in turns:
             say(f"round {number + 1} of {size.rounds}: {name}")
-            rounds[name].append(weigh(load, subject, size))
+            rounds[name].append(weighing(load, subjects[name], size))
+
+    def found(name: str, key: str) -> float:
+        return median(taken[key] for taken in rounds[name] if key in taken)
+
     lines = []
-    for key, (what, unit, bar) in CPU.items():
-        bare, gateway = (median(taken[key] for taken in rounds[name]) for name in ("bare", "gateway"))
-        lines.append(Line(what, unit, bare, gateway, gateway / bare, bar))
+    for key, (what, bar) in CPU.items():
+        bare, gateway = found("bare", key), found("gateway", key)
+        lines.append(Line(what, " ms", "bare", bare, gateway, gateway / bare, "", bar))
+    other, hit = found("answering", "hit"), found("gateway", "hit")
+    lines.append(Line("CPU per cache hit", " ms", "an addon's answer", other, hit, hit - other, " ms", 0.5))
+    hits = found("gateway", "hits_a_s")
+    kinds: list[tuple[str, str, float | None]] = [
+        (f"calls that take {THINKS_MS} ms", "thought_a_s", 3.0),
+        ("instant calls", "calls_a_s", None),
+    ]
+    for beside, key, least in kinds:
+        calls = found("gateway", key)
+        lines.append(Line("cache hits a second", "/s", beside, calls, hits, hits / calls, " x", least, at_least=True))
     return lines
 
 
-def delay(load: Load, subjects: dict[str, Subject], direct: Mapping[str, object], size: Size) -> list[Line]:
+# -- latency
+
+
+def delay(load: Load, subjects: Mapping[str, Subject], direct: Mapping[str, object], size: Size) -> list[Line]:
     """Return the latency lines: what is added to the same call made directly, on connections that are open."""
     say("latency")
-    places: dict[str, object] = {"direct": direct} | {name: subject.place for name, subject in subjects.items()}
+    places: dict[str, object] = {"direct": direct} | {name: subjects[name].place for name in ("bare", "gateway")}
     taken = load.do("latency", places=places, count=size.calls)
     lines = []
     for key, what in (("call", "added to a plain call"), ("first_event", "added to a stream's first event")):
         straight, bare, gateway = (median(taken[name][key]) for name in ("direct", "bare", "gateway"))
-        lines.append(Line(what, "ms", bare - straight, gateway - straight, gateway - straight, 3.0))
+        lines.append(Line(what, " ms", "bare", bare - straight, gateway - straight, gateway - straight, " ms", 3.0))
     return lines
+
+
+def hit_time(load: Load, subjects: Mapping[str, Subject], size: Size) -> Line:
+    """Return the latency of a cache hit, as its client takes it, while nothing else goes on."""
+    say("latency of cache hits")
+    places = {name: subjects[name].place for name in ("answering", "gateway")}
+    taken = load.do("hit_times", places=places, count=size.calls)
+    other, gateway = (median(taken[name]) for name in ("answering", "gateway"))
+    return Line("time of a cache hit", " ms", "an addon's answer", other, gateway, gateway, " ms", 2.0)
+
+
+# -- telling
 
 
 def say(text: str) -> None:
@@ -116,18 +210,16 @@ def say(text: str) -> None:
 
 
 def table(lines: list[Line]) -> str:
-    rows = [("", "bare", "gateway", "result", "bar", "")]
-    for line in lines:
-        result = f"{line.result:.2f}" if line.what.startswith("CPU") else f"{line.result:.2f} ms"
-        said = "holds" if line.holds else "MISSED"
-        rows.append((line.what, f"{line.bare:.2f} ms", f"{line.gateway:.2f} ms", result, f"<= {line.bar}", said))
+    rows = [HEAD, *(line.cells for line in lines)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_row(row, widths) for row in rows)
 
 
 def _row(cells: tuple[str, ...], widths: list[int]) -> str:
-    first, *others = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-    return "  ".join([cells[0].ljust(len(first)), *others]).rstrip()
+    """Return *cells* as a line: words to the left, numbers to the right."""
+    words = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
+    numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
+    return "  ".join(words + numbers).rstrip()
 
 
 def rows_of(database: Path) -> int:
@@ -137,29 +229,28 @@ def rows_of(database: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__, epilog="Exit code 1: a bar is missed.")
-    parser.add_argument("--quick", action="store_true", help="in half a minute, not two; ratios to about 0.1")
+    parser.add_argument("--quick", action="store_true", help="in a minute, not three; ratios to about 0.1")
     parser.add_argument("--json", action="store_true", help="print the lines as JSON")
     parser.add_argument("--rounds", type=int, help="how often each is weighed")
     told = parser.parse_args()
     size = QUICK if told.quick else FULL
     if told.rounds:
-        size = Size(told.rounds, size.requests, size.events, size.connections, size.calls)
+        size = replace(size, rounds=told.rounds)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: told to stop"))  # by itself it would leave its processes
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mitmgate-bench-")))
         ca, pem = certificate(folder)
-        provider, port = start_provider(pem)
-        stack.enter_context(running(provider))
+        port = start_provider(stack, pem)
         subjects = {
-            "bare": start_bare(folder / "bare", ca, port),
-            "gateway": start_gateway(folder / "gateway", ca, port, workers=1),
+            "bare": start_mitmdump(stack, folder / "bare", "bare.py", ca, port),
+            "answering": start_mitmdump(stack, folder / "answering", "answering.py", ca, port),
+            "gateway": start_gateway(stack, folder / "gateway", ca, port, workers=1),
         }
-        for subject in subjects.values():
-            stack.enter_context(running(subject.process))
-        load = Load()
-        stack.enter_context(running(load.process))
+        load = Load(stack)
         lines = compare(load, subjects, size)
         direct = {"door": None, "host": "localhost", "port": port, "ca": str(ca)}
         lines += delay(load, subjects, direct, size)
+        lines.append(hit_time(load, subjects, size))
         memory = {name: subject.rss_mb() for name, subject in subjects.items()}
         time.sleep(SETTLE_S)
         rows = rows_of(folder / "gateway" / "home" / "traces.db")

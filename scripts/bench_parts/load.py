@@ -9,6 +9,7 @@ import json
 import ssl
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 import wire
@@ -35,14 +36,21 @@ class Line:
         await writer.start_tls(_trust(ca), server_hostname=host)
         return cls(reader, writer, host)
 
-    async def ask(self) -> None:
-        """Make a plain call and read its answer."""
-        self.writer.write(wire.request(self.host))
+    async def ask(self, *, wait_ms: int = 0, kept: bool = False) -> bytes:
+        """Make a plain call and read its answer, return its head; *kept*: one that the gateway's cache may answer."""
+        self.writer.write(wire.request(self.host, wait_ms=wait_ms, kept=kept))
         head = await self.reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         body = await self.reader.readexactly(length)
         if not head.startswith(b"HTTP/1.1 200") or b"chatcmpl" not in body:
             raise ConnectionError(f"not the provider's answer: {head!r} {body!r}")
+        return head
+
+    async def hit(self) -> None:
+        """Make a plain call that needs no provider."""
+        head = await self.ask(kept=True)
+        if b"cf-aig-cache-status: MISS" in head:
+            raise ConnectionError("the cache does not have the answer that it was told to keep")
 
     async def stream(self, events: int) -> float:
         """Ask for a stream, read it to its end; return the seconds to its first event."""
@@ -87,14 +95,31 @@ class Tasks:
         for line in self.lines:
             line.close()
 
-    async def requests(self, count: int) -> None:
-        """Make *count* plain calls in all, each connection one after the other."""
+    async def keep(self, place: dict[str, Any]) -> None:
+        """Make the call whose answer ``hits`` and ``hit_times`` get out of the cache."""
+        line = await Line.open(**place)
+        await line.ask(kept=True)
+        line.close()
 
+    async def requests(self, count: int, wait_ms: int = 0) -> float:
+        """Make *count* plain calls in all, each connection one after the other; return calls per second.
+
+        *wait_ms*: the provider thinks so long about each.
+        """
+        return await self._rate(lambda line: line.ask(wait_ms=wait_ms), count)
+
+    async def hits(self, count: int) -> float:
+        """Make *count* calls that are cache hits; return hits per second."""
+        return await self._rate(Line.hit, count)
+
+    async def _rate(self, call: Callable[[Line], Awaitable[object]], count: int) -> float:
         async def lane(line: Line) -> None:
             for _ in range(count // LANES):
-                await line.ask()
+                await call(line)
 
+        started = time.perf_counter()
         await asyncio.gather(*(lane(line) for line in self.lines))
+        return count // LANES * LANES / (time.perf_counter() - started)
 
     async def events(self, count: int) -> None:
         """Read one stream of *count* events on each connection, begun at different moments of the pace."""
@@ -129,6 +154,20 @@ class Tasks:
                 if turn >= 0:  # the rounds before are to warm up
                     taken[name]["call"].append(call_s * 1000)
                     taken[name]["first_event"].append(first_s * 1000)
+        for line in lines.values():
+            line.close()
+        return taken
+
+    async def hit_times(self, places: dict[str, dict[str, Any]], count: int) -> dict[str, list[float]]:
+        """Return milliseconds per place of single hits, one after the other; places take turns."""
+        lines = {name: await Line.open(**place) for name, place in places.items()}
+        taken: dict[str, list[float]] = {name: [] for name in places}
+        for turn in range(-10, count):
+            for name, line in lines.items():
+                started = time.perf_counter()
+                await line.hit()
+                if turn >= 0:
+                    taken[name].append((time.perf_counter() - started) * 1000)
         for line in lines.values():
             line.close()
         return taken

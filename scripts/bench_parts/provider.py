@@ -36,7 +36,7 @@ class Conversation(asyncio.Protocol):
     def reply(self, head: bytes, body: bytes) -> None:
         events = _value(head, wire.EVENTS_HEADER)
         if events is None:
-            self.transport.write(ANSWER)
+            self.answer(int(_value(head, wire.WAIT_HEADER) or 0))
             return
         end = wire.LAST + (wire.USAGE if b"include_usage" in body else b"") + wire.DONE
         if events == b"0":
@@ -45,6 +45,12 @@ class Conversation(asyncio.Protocol):
         self.transport.write(STREAM_HEAD + wire.FIRST)
         loop = asyncio.get_running_loop()
         self.go_on(loop, loop.time() + GAP_S, int(events) - 1, end)
+
+    def answer(self, wait_ms: int) -> None:
+        if wait_ms:
+            asyncio.get_running_loop().call_later(wait_ms / 1000, self.transport.write, ANSWER)
+        else:
+            self.transport.write(ANSWER)
 
     def go_on(self, loop: asyncio.AbstractEventLoop, due: float, left: int, end: bytes) -> None:
         """Send the next event at *due*, and so on; the pace does not drift."""

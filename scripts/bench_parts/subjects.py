@@ -1,12 +1,17 @@
-"""The processes of the benchmark: what is weighed, and what it is weighed with."""
+"""The processes of the benchmark: what is weighed, and what it is weighed with.
+
+Promise: no process outlives the benchmark, also where one did not start or does not answer.
+"""
 
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,10 @@ import wire
 PARTS = Path(__file__).parent
 ADDONS = PARTS.parent.parent / "addons"
 START_S = 30.0
+TASK_S = 60.0
+"""The longest task takes a third of it on a busy machine; what takes longer hangs."""
+OPEN_S = 15.0
+"""A proxy that has not answered its first calls by then never will."""
 
 
 class Subject:
@@ -49,33 +58,38 @@ def _cpu_ns(pid: int) -> int:
 class Load:
     """The load generator; a method call is one of its tasks."""
 
-    def __init__(self) -> None:
+    def __init__(self, stack: ExitStack) -> None:
         command = [sys.executable, str(PARTS / "load.py")]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = run(stack, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def do(self, task: str, **arguments: Any) -> Any:
+    def do(self, task: str, within_s: float = TASK_S, **arguments: Any) -> Any:
+        """Return what *task* returns; end the benchmark where it fails, or takes longer than *within_s*."""
         if self.process.stdin is None or self.process.stdout is None:
             raise RuntimeError("the load generator has no pipes")
-        self.process.stdin.write(json.dumps([task, arguments]) + "\n")
+        self.process.stdin.write(json.dumps([task, arguments]).encode() + b"\n")
         self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], within_s)[0]:
+            raise SystemExit(f"bench: {task} {arguments} did not end within {within_s:g} s: somebody does not answer")
         answer = self.process.stdout.readline()
         if not answer:
             raise SystemExit("bench: the load generator ended; its traceback is above")
         return json.loads(answer)
 
 
-@contextlib.contextmanager
-def running(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """End *process* when the block is left."""
+def run(stack: ExitStack, command: list[str], **more: Any) -> subprocess.Popen[bytes]:
+    """Start *command*; it ends with *stack*."""
+    process: subprocess.Popen[bytes] = subprocess.Popen(command, **more)
+    stack.callback(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
     try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
@@ -96,15 +110,17 @@ def _names(*hosts: str) -> Any:
     return x509.GeneralNames([x509.DNSName(host) for host in hosts])
 
 
-def start_provider(pem: Path) -> tuple[subprocess.Popen[bytes], int]:
-    process = subprocess.Popen([sys.executable, str(PARTS / "provider.py"), str(pem)], stdout=subprocess.PIPE)
-    if process.stdout is None:
-        raise RuntimeError("the provider has no pipe")
-    return process, int(process.stdout.readline())
+def start_provider(stack: ExitStack, pem: Path) -> int:
+    """Start the provider; return its port."""
+    process = run(stack, [sys.executable, str(PARTS / "provider.py"), str(pem)], stdout=subprocess.PIPE)
+    said = process.stdout.readline() if process.stdout else b""
+    if not said:
+        raise SystemExit("bench: the provider did not start; its traceback is above")
+    return int(said)
 
 
-def start_bare(folder: Path, ca: Path, provider_port: int) -> Subject:
-    """Start ``mitmdump -q``; it reaches the provider by its port, the gateway by ``connect_to``."""
+def start_mitmdump(stack: ExitStack, folder: Path, addon: str, ca: Path, provider_port: int) -> Subject:
+    """Start ``mitmdump -q`` with *addon*; it reaches the provider by its port, the gateway by ``connect_to``."""
     port = free_port()
     options = {
         "listen_host": "127.0.0.1",
@@ -114,14 +130,13 @@ def start_bare(folder: Path, ca: Path, provider_port: int) -> Subject:
         "ssl_verify_upstream_trusted_ca": ca,
     }
     sets = [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
-    command = [str(Path(sys.executable).with_name("mitmdump")), "-q", "-s", str(PARTS / "bare.py"), *sets]
-    process = subprocess.Popen(command)
+    process = run(stack, [str(Path(sys.executable).with_name("mitmdump")), "-q", "-s", str(PARTS / addon), *sets])
     authority = folder / "mitmproxy-ca-cert.pem"
     _wait(process, lambda: authority.exists() and _accepts(port))
     return Subject(process, {"door": port, "host": "localhost", "port": provider_port, "ca": str(authority)})
 
 
-def start_gateway(folder: Path, ca: Path, provider_port: int, workers: int) -> Subject:
+def start_gateway(stack: ExitStack, folder: Path, ca: Path, provider_port: int, workers: int) -> Subject:
     """Start ``mitmgate serve`` as anyone would, tracing on; only ``connect_to`` leads it to the provider."""
     folder.mkdir(exist_ok=True)
     policy = folder / "policy.yaml"
@@ -132,9 +147,8 @@ def start_gateway(folder: Path, ca: Path, provider_port: int, workers: int) -> S
     command = [sys.executable, "-m", "mitmgate", "serve", "--policy", str(policy), "--home", str(home)]
     doors = ["--listen", "127.0.0.1:0", "--base-url-listen", "127.0.0.1:0", "--workers", str(workers)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MITMGATE_")}
-    process = subprocess.Popen(
-        command + doors, env=environment | {"PYTHONPATH": str(ADDONS)}, stdout=subprocess.DEVNULL
-    )
+    environment["PYTHONPATH"] = str(ADDONS)
+    process = run(stack, command + doors, env=environment, stdout=subprocess.DEVNULL)
     run_file = home / "run.json"
     _wait(process, run_file.exists)
     said = json.loads(run_file.read_bytes())
@@ -157,10 +171,9 @@ def _accepts(port: int) -> bool:
     return False
 
 
-def _wait(process: subprocess.Popen[bytes], is_ready: Any) -> None:
+def _wait(process: subprocess.Popen[bytes], is_ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_S
     while not is_ready():
         if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
             raise SystemExit(f"bench: {' '.join(map(str, process.args))} did not start")  # type: ignore[arg-type]
         time.sleep(0.05)

@@ -1,6 +1,7 @@
 """The bytes of the benchmark: one call as an SDK sends it, and its answers, written once and sent many times."""
 
 import json
+from functools import cache
 
 HOST = "api.openai.com"
 PATH = "/v1/chat/completions"
@@ -50,13 +51,20 @@ Server: cloudflare
 EVENTS_HEADER = b"x-bench-events: "
 """Tells the provider how many events to stream, one each 20 ms; 0 = the first one, then the end at once."""
 
+WAIT_HEADER = b"x-bench-wait-ms: "
+"""Tells the provider how long to think before a plain answer."""
+
+KEEP_FIELD = b"cf-aig-cache-ttl: 86400\r\n"
+"""Asks the gateway to keep the answer, and to give the one it has."""
+
 
 def _lines(text: str) -> bytes:
     return text.replace("\n", "\r\n").encode()
 
 
-def request(host: str, events: int | None = None) -> bytes:
-    """Return a call with a body of 1 kB; with *events*, one that asks for a stream."""
+@cache
+def request(host: str, events: int | None = None, *, wait_ms: int = 0, kept: bool = False) -> bytes:
+    """Return a call with a body of 1 kB; with *events*, one that asks for a stream; *kept*: the cache may answer."""
     body = {
         "model": "gpt-4o-mini",
         "messages": [
@@ -68,10 +76,14 @@ def request(host: str, events: int | None = None) -> bytes:
     if events is not None:
         body["stream"] = True
     raw = json.dumps(body).encode()
-    head = _lines(_ASKING_HEAD.format(host=host, length=len(raw)))
+    head = _lines(_ASKING_HEAD.format(host=host, length=len(raw)))[:-2]
     if events is not None:
-        head = head[:-2] + EVENTS_HEADER + b"%d\r\n\r\n" % events
-    return head + raw
+        head += EVENTS_HEADER + b"%d\r\n" % events
+    if wait_ms:
+        head += WAIT_HEADER + b"%d\r\n" % wait_ms
+    if kept:
+        head += KEEP_FIELD
+    return head + b"\r\n" + raw
 
 
 def answer() -> bytes:
