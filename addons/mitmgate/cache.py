@@ -184,7 +184,9 @@ class Cache:
             del self.tapes[key]
 
     def _keep(self, x: Exchange, tape: Tape, top: Head, key: str, decision: Decision) -> None:
-        if x.origin is None or not top.readable or cache_rules.why_not_kept(top.status, x.reading, "end", x.streaming):
+        if x.origin is None or not top.readable or x.answer.spoilt:
+            return
+        if cache_rules.why_not_kept(top.status, x.reading, "end", x.streaming):
             return
         first = tape.pieces[0].at if tape.pieces else 0.0
         self.store.put(

@@ -98,6 +98,8 @@ class Answer:
     """Bytes as the provider sent them."""
     first_content: float | None = None
     """Monotonic seconds at which the first content arrived."""
+    spoilt: str | None = None
+    """Why its content coding could not be undone to the end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,8 @@ class Tap:
     def end(self) -> bytes:
         """The provider's answer is whole; return what was still held back."""
         rest = self.inflater.end() if self.inflater else b""
+        if self.inflater:
+            self.answer.spoilt = self.inflater.dead
         if self.reader:
             if rest:
                 self._read(rest)

@@ -249,7 +249,7 @@ class Tape:
             self._credit(x, top.status)
         coded = not top.readable or _accepts(x) == _accepts(self.leader)
         head = top if coded else replace(top, recoded=True)
-        if self.over and self.over.how == "end" and self.size <= PILE_BYTES:
+        if self._ends_well(coded) and self.size <= PILE_BYTES:
             x.first_content = x.first_content or self._content(len(self.pieces))
             await client.whole(head, *self._pile(listener, coded))
             return
@@ -264,10 +264,16 @@ class Tape:
             if pile[0]:  # half a word of a coding says nothing yet; sent as a chunk, it would be the end
                 await client.data(*pile)
             self._heard.set()
-        if self.over.how == "end":
+        if self._ends_well(coded):
             await client.end()
+        elif self.over.how == "end":
+            await client.cut(f"the provider's content coding cannot be undone: {self.leader.answer.spoilt}", "cut")
         else:
             await client.cut(self.over.message, self.over.how, self.over.refusal)
+
+    def _ends_well(self, coded: bool) -> bool:
+        """True where the end is here and regular, also for who hears it without its coding."""
+        return self.over is not None and self.over.how == "end" and (coded or self.leader.answer.spoilt is None)
 
     def _pile(self, listener: Listener, coded: bool) -> tuple[bytes, bytes]:
         """Return what *listener* has not heard yet: what piled up goes out in one write, but not megabytes."""

@@ -222,6 +222,22 @@ async def test_a_follower_gets_the_coding_that_the_leader_accepted_only_if_it_ac
     assert [seat.ear.fields.get("content-encoding") for seat in seats] == ["gzip", "gzip", None]
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_coding_that_breaks_is_a_cut_for_those_who_hear_it_undone(clock: ManualClock, late: bool) -> None:
+    leader = exchange("gzip")
+    told = Tape(leader, clock)
+    seats = [] if late else [sit(told, exchange("gzip")), sit(told, exchange("br"))]
+    kept_open = sit(told, leader)
+    await told.head(head(coding="gzip"))
+    await told.data(b"\x1f\x8bBROKEN", b"half")
+    leader.answer.spoilt = "its content coding is broken"
+    await told.end()
+    seats = seats or [sit(told, exchange("gzip")), sit(told, exchange("br"))]
+
+    assert await kept_open.heard() == "end"
+    assert [await seat.heard() for seat in seats] == ["end", "cut"]
+
+
 async def test_no_listener_is_sent_an_empty_piece(clock: ManualClock) -> None:
     """As a chunk it would be the end of the answer."""
     leader = exchange("gzip")
