@@ -23,7 +23,7 @@ from mitmgate.fields import fields_of
 from mitmgate.layer import HEARD_S, Gone
 from mitmgate.policy import Policy
 from mitmgate.policy.match import shadows
-from mitmgate.sink import Client, Sink
+from mitmgate.sink import FAILED, Client, Sink, give_up
 from mitmgate.store.answers import AnswerStore, Entry
 from mitmgate.stream import KEPT_BYTES
 from mitmgate.tape import Follow, Tape
@@ -161,16 +161,9 @@ class Cache:
             pass
         except Exception:
             log.exception("cache: %s: the gateway failed", x.id)
-            await self._apologise(tape)
+            await give_up(tape, FAILED)
         finally:
             self._close(x, tape)
-
-    async def _apologise(self, tape: Tape) -> None:
-        refusal = Refusal(500, "internal", "mitmgate failed; the gateway's log says how")
-        if tape.started:
-            await tape.cut(refusal.message, "cut")
-        else:
-            await tape.refuse(refusal, "failed")
 
     def _close(self, x: Exchange, tape: Tape) -> None:
         """Keep what was taped, if it may be kept, and let later calls look it up instead of following."""

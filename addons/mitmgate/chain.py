@@ -54,7 +54,7 @@ from mitmgate.policy import Policy, default, load
 from mitmgate.pricing import PRICES
 from mitmgate.retry import Retries
 from mitmgate.route import Route
-from mitmgate.sink import Client
+from mitmgate.sink import FAILED, Client, give_up
 from mitmgate.store.answers import AnswerStore
 from mitmgate.store.writer import Writer
 from mitmgate.trace import Trace
@@ -173,7 +173,7 @@ class Chain:
             x.how = x.how or "client_left"
         except Exception:
             log.exception("chain: %s: the gateway failed", x.id)
-            await self._apologise(client)
+            await self._end(client, FAILED)
         finally:
             self.live.discard(down)
             down.finish()
@@ -218,20 +218,13 @@ class Chain:
         log.exception("%s: %s: the room broke, so the request is refused", _room(step), x.id)
         x.refuse(Refusal(500, "internal", f"mitmgate's room {_room(step)} broke; the gateway's log says how"))
 
-    async def _apologise(self, client: Client) -> None:
-        await self._end(client, Refusal(500, "internal", "mitmgate failed; the gateway's log says how"))
-
     async def _stop(self, client: Client) -> None:
         """The gateway stops, and this exchange has had its grace."""
         await self._end(client, Refusal(503, "overloaded", "mitmgate is stopping; try again", retry_after_s=1))
 
     async def _end(self, client: Client, refusal: Refusal) -> None:
-        """Refuse what has not begun, break off what has."""
         try:
-            if client.started:
-                await client.cut(refusal.message, "cut")
-            else:
-                await client.refuse(refusal, "failed")
+            await give_up(client, refusal)
         except Exception:
             log.debug("chain: %s: nobody could be told", client.x.id, exc_info=True)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mitmgate.dialects.base import Dialect, Json, Reading, Request
 from mitmgate.errors import Refusal, Source
 from mitmgate.ids import uuid7
+from mitmgate.policy.values import Timeout
 
 if TYPE_CHECKING:
     from mitmgate.policy.values import Hedge as HedgeRule
@@ -162,16 +163,6 @@ class Event:
     """Monotonic seconds; None = when the request came."""
 
 
-@dataclass(slots=True)
-class Timeouts:
-    """Seconds; None = no limit. Written by ``identify`` from the policy and ``cf-aig-request-timeout``."""
-
-    connect_s: float | None = 5.0
-    first_byte_s: float | None = 120.0
-    idle_s: float | None = 300.0
-    total_s: float | None = 3600.0
-
-
 @dataclass(slots=True, eq=False)
 class Exchange:
     """One client request and all that became of it."""
@@ -232,7 +223,8 @@ class Exchange:
     metadata: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     controls: dict[str, Any] = field(default_factory=dict)
     """The ``cf-aig-*`` request headers, parsed; keys without the prefix: ``{"request-timeout": 1500}``."""
-    timeouts: Timeouts = field(default_factory=Timeouts)
+    timeouts: Timeout = field(default_factory=Timeout)
+    """The rule of ``timeout`` that acts, with ``cf-aig-request-timeout`` in its place."""
     keep_row: bool = True
     keep_payload: bool = True
 

@@ -5,13 +5,16 @@ with the values it takes, and credentials become a keyed hash before anything is
 """
 
 import json
+from dataclasses import replace
 
 from mitmgate import controls, dialects, identity
 from mitmgate.dialects.inflate import inflater
 from mitmgate.errors import Refusal
-from mitmgate.exchange import Exchange, Fields, Timeouts, joined
+from mitmgate.exchange import Exchange, Fields, joined
 from mitmgate.fields import Get, fields_of
 from mitmgate.policy import Policy
+from mitmgate.policy.match import acts
+from mitmgate.policy.values import Timeout
 
 BODY_BYTES = 32 << 20
 """A larger body is not parsed: it passes, and its model comes from the answer."""
@@ -52,7 +55,7 @@ class Identify:
         get = fields_of(x)
         self._labels(x, get)
         self._controls(x)
-        x.timeouts = self._timeouts(x, get)
+        x.timeouts = self._timeout(x, get)
         self._require(x, get)
 
     def _body(self, x: Exchange) -> None:
@@ -99,17 +102,10 @@ class Identify:
         if self.policy.trace.payloads == "none":
             x.keep_payload = False
 
-    def _timeouts(self, x: Exchange, get: Get) -> Timeouts:
-        for rule in self.policy.timeout:
-            if (rule.match and not rule.match.holds(get)) or (rule.unless and rule.unless.holds(get)):
-                continue
-            timeouts = Timeouts(rule.connect_s, rule.first_byte_s, rule.idle_s, rule.total_s)
-            break
-        else:
-            timeouts = Timeouts()
-        if (asked_ms := x.controls.get("request-timeout")) is not None:
-            timeouts.first_byte_s = asked_ms / 1000
-        return timeouts
+    def _timeout(self, x: Exchange, get: Get) -> Timeout:
+        rule = acts(self.policy.timeout, get) or Timeout()
+        asked_ms = x.controls.get("request-timeout")
+        return rule if asked_ms is None else replace(rule, first_byte_s=asked_ms / 1000)
 
     def _require(self, x: Exchange, get: Get) -> None:
         if not x.dialect:

@@ -6,12 +6,9 @@ in the text, and only the text that has to change does.
 """
 
 import json
-import re
 
 from mitmgate.dialects.base import Json
-
-BLANKS = re.compile(r"[ \t\r\n]*")
-_decode = json.JSONDecoder().raw_decode
+from mitmgate.dialects.members import blank, decode, past, spans_of
 
 
 def with_model(body: bytes, model: str) -> bytes | None:
@@ -23,14 +20,14 @@ def with_model(body: bytes, model: str) -> bytes | None:
     try:
         text = body.decode("utf-8", "surrogatepass")
         start = text.index("{") + 1
-        spans = _members(text, start, "model")
+        spans = spans_of(text, start, "model")
     except (ValueError, IndexError, RecursionError):
         return None
     value = json.dumps(model)
     for begin, end in reversed(spans):
         text = text[:begin] + value + text[end:]
     if not spans:
-        more = "" if text[_blank(text, start)] == "}" else ","
+        more = "" if text[blank(text, start)] == "}" else ","
         text = f'{text[:start]}"model":{value}{more}{text[start:]}'
     return text.encode("utf-8", "surrogatepass")
 
@@ -42,17 +39,17 @@ def items_of(body: bytes) -> list[tuple[Json, str]]:
     """
     text = body.decode(json.detect_encoding(body), "surrogatepass")
     items: list[tuple[Json, str]] = []
-    at = _blank(text, 0)
+    at = blank(text, 0)
     if not text.startswith("[", at):
         raise ValueError("no list")
-    at = _blank(text, at + 1)
+    at = blank(text, at + 1)
     while not text.startswith("]", at):
         if items:
-            at = _blank(text, _past(text, at, ","))
-        value, end = _decode(text, at)
+            at = blank(text, past(text, at, ","))
+        value, end = decode(text, at)
         items.append((value, text[at:end]))
-        at = _blank(text, end)
-    if _blank(text, at + 1) != len(text):
+        at = blank(text, end)
+    if blank(text, at + 1) != len(text):
         raise ValueError("more than a list")
     return items
 
@@ -62,34 +59,5 @@ def member_of(text: str, name: str) -> str | None:
 
     Of several it is the last: a parser keeps that one, too.
     """
-    spans = _members(text, text.index("{") + 1, name)
+    spans = spans_of(text, text.index("{") + 1, name)
     return text[slice(*spans[-1])] if spans else None
-
-
-def _members(text: str, at: int, wanted: str) -> list[tuple[int, int]]:
-    """Return where each value of the member *wanted* begins and ends; *at* is past the object's brace."""
-    spans: list[tuple[int, int]] = []
-    at = _blank(text, at)
-    while text[at] != "}":
-        name, at = _decode(text, at)
-        begin = _blank(text, _past(text, _blank(text, at), ":"))
-        _, end = _decode(text, begin)
-        if name == wanted:
-            spans.append((begin, end))
-        at = _blank(text, end)
-        if text[at] != "}":
-            at = _blank(text, _past(text, at, ","))
-    return spans
-
-
-def _past(text: str, at: int, mark: str) -> int:
-    """Return the place behind *mark*, which has to stand at *at*."""
-    if not text.startswith(mark, at):
-        raise ValueError(f"no {mark!r} at {at}")
-    return at + 1
-
-
-def _blank(text: str, at: int) -> int:
-    """Return where the white space at *at* ends."""
-    found = BLANKS.match(text, at)
-    return found.end() if found else at

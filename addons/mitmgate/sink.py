@@ -54,6 +54,17 @@ class Sink(Protocol):
         """
 
 
+FAILED = Refusal(500, "internal", "mitmgate failed; the gateway's log says how")
+
+
+async def give_up(sink: Sink, refusal: Refusal) -> None:
+    """Refuse what has not begun, break off what has."""
+    if sink.started:
+        await sink.cut(refusal.message, "cut")
+    else:
+        await sink.refuse(refusal, "failed")
+
+
 class Replay(Protocol):
     """An answer that comes from nowhere but here."""
 

@@ -37,6 +37,11 @@ class Piece:
     plain: bytes
     """The same without its content coding."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        return len(self.coded) + (0 if self.coded is self.plain else len(self.plain))
+
 
 @dataclass(frozen=True, slots=True)
 class End:
@@ -125,7 +130,7 @@ class Tape:
         if self.finished_at is None and (answer.reading.finished or answer.reading.ended):
             self.finished_at = index
         self.pieces.append(Piece(self.clock.now(), piece, plain))
-        self.size += len(piece) + (0 if piece is plain else len(plain))
+        self.size += self.pieces[-1].size
         self._wake()
         if self.size > MOST_BYTES:
             await self._until_heard()
@@ -174,8 +179,7 @@ class Tape:
         """Return once few enough bytes are held: what everybody has heard is let go."""
         while True:
             behind = min((listener.heard for listener in self.listeners), default=self.dropped + len(self.pieces))
-            for piece in self.pieces[: behind - self.dropped]:
-                self.size -= len(piece.coded) + (0 if piece.coded is piece.plain else len(piece.plain))
+            self.size -= sum(piece.size for piece in self.pieces[: behind - self.dropped])
             del self.pieces[: behind - self.dropped]
             self.dropped = behind
             if self.size <= MOST_BYTES:

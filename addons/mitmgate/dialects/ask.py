@@ -5,12 +5,9 @@ only its value changes. What a client asked for itself stays as it is.
 """
 
 import json
-import re
 
 from mitmgate.dialects.base import Json
-
-_BLANKS = re.compile(r"[ \t\r\n]*")
-_decode = json.JSONDecoder().raw_decode
+from mitmgate.dialects.members import blank, spans_of
 
 
 def include_usage(body: bytes, parsed: Json) -> bytes | None:
@@ -38,31 +35,11 @@ def _replaced(body: bytes, options: dict[str, Json]) -> bytes | None:
     """Return *body* with *options* in place of the value of its own ``stream_options``, the last one if it has two."""
     try:
         text = body.decode("utf-8")
-        span = _span_of(text, "stream_options")
+        spans = spans_of(text, blank(text, 0) + 1, "stream_options")
     except (ValueError, IndexError):
         return None
-    if span is None:
+    if not spans:
         return None
+    begin, end = spans[-1]
     value = json.dumps(options, ensure_ascii=False, separators=(",", ":"))
-    return (text[: span[0]] + value + text[span[1] :]).encode("utf-8")
-
-
-def _span_of(text: str, wanted: str) -> tuple[int, int] | None:
-    """Return where the value of the outermost object's member *wanted* begins and ends."""
-    at = _skip(text, 0) + 1
-    span = None
-    while text[_skip(text, at)] != "}":
-        key, at = _decode(text, _skip(text, at))
-        start = _skip(text, _skip(text, at) + 1)  # past the colon
-        _, at = _decode(text, start)
-        if key == wanted:
-            span = (start, at)
-        at = _skip(text, at)
-        if text[at] == ",":
-            at += 1
-    return span
-
-
-def _skip(text: str, at: int) -> int:
-    match = _BLANKS.match(text, at)
-    return match.end() if match else at
+    return (text[:begin] + value + text[end:]).encode("utf-8")
