@@ -46,9 +46,8 @@ def error_type(x: Exchange) -> str | None:
         return x.refusal.error_type or str(x.refusal.status)
     if x.reading.error_type:
         return x.reading.error_type
-    if x.how in ("cut", "timeout", "failed") and x.attempts:
-        answered = next((attempt for attempt in x.attempts if attempt.answer is x.answer), x.attempts[-1])
-        return answered.error_type
+    if x.how in ("cut", "timeout", "failed") and x.answering:
+        return x.answering.error_type
     if x.how in BROKEN:
         return BROKEN[x.how]
     if x.status is not None and x.status >= 400:

@@ -291,6 +291,12 @@ class Exchange:
         return self.answer.reading
 
     @property
+    def answering(self) -> Attempt | None:
+        """The attempt whose answer this is; the last one where none was good, None where none was made."""
+        last = self.attempts[-1] if self.attempts else None
+        return next((attempt for attempt in self.attempts if attempt.answer is self.answer), last)
+
+    @property
     def stream(self) -> bool:
         return self.request.stream
 

@@ -247,9 +247,7 @@ def snapshot(x: Exchange, policy: Policy, prices: Prices = PRICES) -> Record:
 
     Whether *x* is to have a row at all is for the caller to ask: ``x.keep_row``.
     """
-    last = next(
-        (attempt for attempt in x.attempts if attempt.answer is x.answer), x.attempts[-1] if x.attempts else None
-    )
+    last = x.answering
     origin = x.origin or (last.origin if last else None)
     provider_name = origin.provider_name if origin else x.provider.provider_name if x.provider else None
     exchange: Row = {
