@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import HealthCheck, settings
 from mitmgate.clock import Clock
 from mitmgate.home import Home
 from support import gateway as gateways
+from support import policies
 from support import provider as providers
 from support.gateway import Gateway, OpenGateway, Run
+from support.policies import OpenPolicy
 from support.provider import Provider
 
 # A busy machine is no fault of the code: a test may take its time, and so may the making of its examples.
@@ -65,6 +68,19 @@ def open_gateway(authority: trustme.CA, ca_file: Path, provider: Provider, home_
         policy = gateways.policy_for(port or provider.port, ca, hosts, text, upstream, env, elsewhere)
         async with gateways.gateway(home_path, policy, authority, run=run, clock=clock) as running:
             yield running
+
+    return opened
+
+
+@pytest.fixture
+def open_policy(authority: trustme.CA, ca_file: Path, provider: Provider, home_path: Path) -> OpenPolicy:
+    """Return how to open a policy that comes with the gateway, as it stands: ``open_policy("saas", env, *hosts)``."""
+
+    def opened(
+        name: str, env: Mapping[str, str], *hosts: str, clock: Clock | None = None
+    ) -> AbstractAsyncContextManager[Gateway]:
+        policy = policies.shipped(name, env, ca_file, provider.port, hosts)
+        return gateways.gateway(home_path, policy, authority, clock=clock)
 
     return opened
 

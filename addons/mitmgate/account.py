@@ -25,7 +25,7 @@ class Account:
         if x.first_content is None and x.reading.first_content:
             x.first_content = (x.answer.first_content if x.attempts else None) or x.ended
         answered = x.status is not None and x.status < 400 and (x.source == "provider" or _is_replayed(x))
-        if answered and x.reading.first_content:
+        if (answered or _is_stopped(x)) and x.reading.first_content:
             fill_estimates(x.reading, x.request)
 
 
@@ -38,6 +38,11 @@ def _terminal(x: Exchange) -> Terminal:
 def _is_replayed(x: Exchange) -> bool:
     """True where its answer is somebody else's and whole: one that is still being read must not be estimated."""
     return x.source == "cache" and x.reading.ended
+
+
+def _is_stopped(x: Exchange) -> bool:
+    """True where a guard has ended an answer that the provider had begun: what it had said is billed."""
+    return x.source == "guard" and bool(x.attempts)
 
 
 def error_type(x: Exchange) -> str | None:

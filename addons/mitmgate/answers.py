@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
 
+from mitmgate.charges import Standing
 from mitmgate.errors import Refusal
 from mitmgate.exchange import Exchange, Fields
+from mitmgate.policy.units import show_money
 
 HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"trailer"}
 )
+
+REALM = 'Basic realm="mitmgate"'
+"""What ``proxy-authenticate`` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ def _has_body(x: Exchange) -> bool:
 def our_fields(x: Exchange) -> Fields:
     """Return the ``cf-aig-*`` fields of an answer; none for calls that get no row."""
     if x.dialect is None:
-        return [(b"cf-aig-source", b"gateway")] if x.refusal else []
+        return [(b"cf-aig-source", x.source.encode()), *_dlp(x)] if x.refusal else _dlp(x)
     fields: list[tuple[bytes, str]] = []
     if x.keep_row:
         fields.append((b"cf-aig-log-id", x.id))
@@ -74,13 +79,35 @@ def our_fields(x: Exchange) -> Fields:
     if provider := (x.origin and x.origin.target) or x.target or (x.provider and x.provider.slug):
         fields.append((b"cf-aig-provider", provider))
     if model := x.reading.response_model or (x.origin and x.origin.model) or x.request.model:
-        fields.append((b"cf-aig-model", model))
+        fields.append((b"cf-aig-model", x.shown(model)))
     fields.append((b"cf-aig-source", x.source))
     if x.event_id:
         fields.append((b"cf-aig-event-id", x.event_id))
+    if x.limit_standing:
+        fields.append((b"cf-aig-limit-remaining", remaining(x.limit_standing)))
+    if x.budget_standing:
+        fields.append((b"cf-aig-budget-remaining", remaining(x.budget_standing)))
     if x.route_notes:
         fields.append((b"cf-aig-route", ", ".join(x.route_notes)))
-    return [(name, _one_line(value)) for name, value in fields]
+    return [*((name, _one_line(value)) for name, value in fields), *_dlp(x)]
+
+
+def _dlp(x: Exchange) -> Fields:
+    """Return what guards flagged or blocked, in Cloudflare's words; JSON escapes what a header cannot carry."""
+    if not x.findings:
+        return []
+    action = "BLOCK" if x.refusal and x.refusal.source == "guard" else "FLAG"
+    return [(b"cf-aig-dlp", json.dumps({"findings": x.findings, "action": action}).encode())]
+
+
+def remaining(standing: Standing) -> str:
+    """Return ``4; rule=burst; unit=requests; reset=37``: what a rule leaves, and after how many seconds it resets."""
+    charge = standing.charge
+    if charge.unit == "cost":
+        left, _, unit = show_money(standing.left).partition(" ")
+    else:
+        left, unit = str(standing.left), charge.unit
+    return f"{left}; rule={charge.rule}; unit={unit}; reset={ceil(standing.reset_s)}"
 
 
 def refusal_fields(x: Exchange, refusal: Refusal, length: int) -> Fields:
@@ -92,7 +119,7 @@ def refusal_fields(x: Exchange, refusal: Refusal, length: int) -> Fields:
     if refusal.should_retry is not None:
         fields.append((b"x-should-retry", b"true" if refusal.should_retry else b"false"))
     if refusal.status == 407:
-        fields.append((b"proxy-authenticate", b'Basic realm="mitmgate"'))
+        fields.append((b"proxy-authenticate", REALM.encode()))
     return fields + our_fields(x)
 
 

@@ -9,12 +9,13 @@ seen yet, so it can still be dropped for a better one.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import aiohttp
 
 from mitmgate.answers import Head
 from mitmgate.clock import Clock
-from mitmgate.exchange import Attempt, Exchange, Leg, joined
+from mitmgate.exchange import Attempt, Exchange, Fields, Leg, joined
 from mitmgate.layer import Upload
 from mitmgate.pool import Failed, Outgoing, Pool
 from mitmgate.stream import Tap
@@ -93,12 +94,24 @@ class Arrival:
             self.attempt.ended = self.watch.now()
 
 
+class Signs(Protocol):
+    """Who holds keys (``provider_keys``)."""
+
+    def holds(self, leg: Leg) -> bool:
+        """Return whether a key of theirs goes with an attempt at *leg*."""
+
+    async def sign(self, leg: Leg, method: str, url: str, fields: Fields, body: bytes | None) -> Fields:
+        """Return *fields* as they go out; *body* None = it is still arriving. Raises ``Failed``."""
+
+
 class Caller:
     """Makes attempts. Every method raises ``Failed`` where the provider gave no answer, or not all of it."""
 
-    def __init__(self, clock: Clock, usage: Usage) -> None:
+    def __init__(self, clock: Clock, usage: Usage, signing: Signs | None = None) -> None:
         self.clock = clock
         self.usage = usage
+        self.signing = signing
+        """None where no target holds keys that go in at the last moment."""
         self.pool: Pool | None = None
         """There once the gateway runs."""
 
@@ -150,6 +163,9 @@ class Caller:
         limit_s = x.timeouts.first_byte_s if leg.first_byte_s is None else leg.first_byte_s
         sent = self.clock.now()
         try:
+            if self.signing and self.signing.holds(leg):
+                known = None if upload else (x.body if leg.body is None else leg.body) or b""
+                fields = await self.signing.sign(leg, x.method, url_of(leg), fields, known)
             # The clock of a streamed upload would count the client's own time.
             async with asyncio.timeout(None if upload else limit_s) as first_byte:
                 response = await self.pool.send(

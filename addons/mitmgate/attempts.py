@@ -2,7 +2,8 @@
 
 Runs once per try at a leg. Promises: whoever got a permit gives it back, with what the attempt says about the place or
 without a word; an attempt that was ended from outside says why in its row; of two attempts the first with content wins
-and the other is ended.
+and the other is ended. Where a target has a pool of keys and one of them was refused, the try goes on with the next
+(``provider_keys``): an attempt of its own in the rows, and no retry.
 """
 
 from collections.abc import Coroutine
@@ -15,15 +16,18 @@ from mitmgate.course import Course, Outcome
 from mitmgate.exchange import Attempt, Exchange, Leg
 from mitmgate.hedge import Hedges
 from mitmgate.pool import Failed
+from mitmgate.provider_keys import Keys
 from mitmgate.race import race
 from mitmgate.usage import Usage
 
 
 class Attempts:
-    def __init__(self, clock: Clock, usage: Usage, breakers: Breakers, hedges: Hedges) -> None:
+    def __init__(self, clock: Clock, usage: Usage, breakers: Breakers, hedges: Hedges, keys: Keys | None) -> None:
         self.clock, self.usage = clock, usage
         self.breakers, self.hedges = breakers, hedges
-        self.caller = Caller(clock, usage)
+        self.keys = keys
+        """None where no target holds keys that have to be chosen or made."""
+        self.caller = Caller(clock, usage, keys)
 
     async def make(self, course: Course, permit: Permit) -> tuple[Outcome, Permit]:
         """Return what the attempt at the course's leg brought, and the permit of the place that it came from.
@@ -49,6 +53,32 @@ class Attempts:
 
         *beside*: another attempt is under way, or may be, and whichever has its content first is to win.
         """
+        try:
+            if self.keys and self.keys.holds(leg):
+                outcome = await self._by_keys(self.keys, course, leg, wait_s, beside)
+            else:
+                outcome = await self._send(course, leg, wait_s, beside)
+        except BaseException:
+            permit.released()
+            raise
+        if isinstance(outcome, Failed) or _has_shown(outcome):
+            self.tell(course, permit, outcome.cause)
+        return outcome
+
+    async def _by_keys(self, keys: Keys, course: Course, leg: Leg, wait_s: float, beside: bool) -> Outcome:
+        """Make attempts at *leg* with one key after the other, while one is refused and another is ready."""
+        tried: set[str] = set()
+        while True:
+            keys.arm(leg, course.x, tried)
+            outcome = await self._send(course, leg, wait_s, beside)
+            if news := keys.tell(leg, outcome):
+                course.note("targets", leg.target, "rest", news)
+            if course.sink.upload is not None or not keys.may_go_on(leg, course.x, outcome, tried):
+                return outcome
+            course.drop(outcome)
+            wait_s = 0.0
+
+    async def _send(self, course: Course, leg: Leg, wait_s: float, beside: bool) -> Outcome:
         x = course.x
         attempt = self._begin(x, leg, wait_s)
         try:
@@ -56,17 +86,12 @@ class Attempts:
             arrival = await self.caller.call(x, leg, attempt, course.sink.upload, hold_s)
         except Failed as failed:
             attempt.error_type, attempt.detail, attempt.ended = failed.cause, failed.detail, self.clock.now()
-            self.tell(course, permit, failed.cause)
             return failed
         except BaseException:
             attempt.ended = self.clock.now()
-            permit.released()
             raise
-        cause = arrival.cause
-        if cause is not None:
-            attempt.error_type = attempt.reading.error_type or str(cause)
-        if cause is not None or arrival.whole or attempt.reading.first_content:
-            self.tell(course, permit, cause)
+        if arrival.cause is not None:
+            attempt.error_type = attempt.reading.error_type or str(arrival.cause)
         return arrival
 
     def _begin(self, x: Exchange, leg: Leg, wait_s: float) -> Attempt:
@@ -159,6 +184,11 @@ class Attempts:
         for attempt in x.attempts[-2:]:
             if attempt is not winner and attempt.error_type is None:
                 attempt.error_type, attempt.detail = "cancelled", "another attempt had its content first"
+
+
+def _has_shown(arrival: Arrival) -> bool:
+    """Return whether *arrival* has shown how its place is doing: a stream may still have to."""
+    return arrival.cause is not None or arrival.whole or bool(arrival.attempt.reading.first_content)
 
 
 def name_cancelled(x: Exchange) -> None:

@@ -22,8 +22,8 @@ from mitmgate.exchange import Answer, Event, Exchange, Origin, joined
 from mitmgate.fields import fields_of
 from mitmgate.layer import HEARD_S, Gone
 from mitmgate.policy import Policy
-from mitmgate.policy.match import shadows
-from mitmgate.sink import FAILED, Client, Sink, give_up
+from mitmgate.policy.match import Rules, shadows
+from mitmgate.sink import FAILED, Replay, Sink, give_up
 from mitmgate.store.answers import AnswerStore, Entry
 from mitmgate.stream import KEPT_BYTES
 from mitmgate.tape import Follow, Tape
@@ -37,14 +37,33 @@ KEY_DIGITS = 12
 """Of a key in a row's notes: enough for ``mitmgate cache show``."""
 
 
+class Cheaper:
+    """The second look: behind ``budget``, for a call that was not found and goes to a cheaper model or place.
+
+    What a tenant may spend parts callers by no field, so no ``scope`` could keep their answers apart: what the cheaper
+    model says is kept, and shared, as its own alone. What the one that was asked for had said before is found first.
+    """
+
+    name = "mitmgate.cache_cheaper"
+
+    def __init__(self, cache: "Cache") -> None:
+        self.cache = cache
+
+    def admit(self, x: Exchange) -> Awaitable[None] | None:
+        if x.tape is None or x.downgrade is None:
+            return None
+        return self.cache.look_again(x, x.tape)
+
+
 class Cache:
     name = "mitmgate.cache"
 
-    def __init__(self, policy: Policy, store: AnswerStore, clock: Clock) -> None:
+    def __init__(self, policy: Policy, store: AnswerStore, clock: Clock, tapes: dict[str, Tape]) -> None:
         self.policy = policy
+        self.rules = Rules(policy.cache)
         self.store = store
         self.clock = clock
-        self.tapes: dict[str, Tape] = {}
+        self.tapes = tapes
         """Key -> answer on its way that others may follow."""
         self.decisions: dict[str, tuple[str, Decision]] = {}
         """Exchange id -> (key, decision), while its answer is taped."""
@@ -58,8 +77,9 @@ class Cache:
         if x.dialect is None or x.refusal or x.streamed_upload or x.door == "replay":
             return
         get = fields_of(x)
-        decision = cache_rules.decide(self.policy.cache, x.controls, x.headers, get)
-        for rule in shadows(self.policy.cache, get):
+        rules = self.rules.likely(get)
+        decision = cache_rules.decide(rules, x.controls, x.headers, get)
+        for rule in shadows(rules, get):
             x.events.append(Event("cache", rule.name, "flag", True, f"would be kept for {rule.ttl_s:g} s"))
         if decision is None:
             return
@@ -68,9 +88,12 @@ class Cache:
         if decision.look_up or decision.keep:
             await self._look_up(x, decision)
 
-    async def _look_up(self, x: Exchange, decision: Decision) -> None:
-        key = self._key(x, decision)
-        stale = None
+    async def _look_up(self, x: Exchange, decision: Decision, stale: Replay | None = None) -> None:
+        """Write into *x* the answer that it need not ask for, or the tape that its own is to be written to.
+
+        *stale*: what stands in for an error where there is nothing better.
+        """
+        key = self.key(x, decision)
         if decision.look_up:
             entry = self.store.peek(key) or await self.store.get(key)
             if entry and self._is_fresh(entry, decision):
@@ -87,9 +110,21 @@ class Cache:
         if decision.look_up and self.policy.cache_store.coalesce:
             self.tapes[key] = x.tape
 
-    def _key(self, x: Exchange, decision: Decision) -> str:
+    def look_again(self, x: Exchange, tape: Tape) -> Awaitable[None]:
+        """Look for what the cheaper model said, in place of having *tape* written."""
+        _, decision = self.decisions[x.id]
+        self.abandon(x)
+        x.tape = None
+        return self._look_up(x, decision, tape.stale)
+
+    def key(self, x: Exchange, decision: Decision) -> str:
+        """Return the name under which *decision* lets the answer of *x* be kept."""
         get = fields_of(x)
-        scope = [(name, get(name)) for name in decision.scope]
+        scope: list[tuple[str, object | None]] = [(name, get(name)) for name in decision.scope]
+        if x.downgrade:
+            scope.append(("downgrade", [x.downgrade.target, x.downgrade.model]))
+        if x.guards:
+            scope.append(("guard", x.guards))
         asked = x.controls.get("cache-key")
         if asked is not None and self.policy.cache_store.key_header == "scope":
             scope.append(("cf-aig-cache-key", asked))
@@ -102,12 +137,12 @@ class Cache:
 
     # -- an answer that somebody else has, or will have
 
-    async def replay(self, x: Exchange, client: Client) -> None:
+    async def replay(self, x: Exchange, client: Sink) -> None:
         """Play the answer that *x* need not ask for; raises ``Gone`` when its client leaves."""
         if x.replay:
             await self._in_time(x, client, x.replay.play(x, client))
 
-    async def _in_time(self, x: Exchange, client: Client, playing: Awaitable[None], grace_s: float = 0.0) -> None:
+    async def _in_time(self, x: Exchange, client: Sink, playing: Awaitable[None], grace_s: float = 0.0) -> None:
         """Let *playing* take as long as the whole exchange may: a client that does not read is let go."""
         total_s = x.timeouts.total_s
         try:
@@ -126,7 +161,7 @@ class Cache:
 
     # -- the answer of whoever leads
 
-    async def lead(self, x: Exchange, client: Client, answer: Callable[[Exchange, Sink], Awaitable[None]]) -> None:
+    async def lead(self, x: Exchange, client: Sink, answer: Callable[[Exchange, Sink], Awaitable[None]]) -> None:
         """Have *answer* written to the tape of *x*, and play it to *x*'s own client as to any other.
 
         Returns, or raises what its client's leaving raised, when the tape is written: the books of *x* hold what was
@@ -135,6 +170,8 @@ class Cache:
         tape = x.tape
         if tape is None:
             raise ValueError(f"{x.id} has no tape")
+        if tape.downgrade != x.downgrade:  # `route` could not obey: it is not the cheaper model's answer after all
+            self._let_go(x, tape)
         listener = tape.join()
         tape.task = asyncio.get_running_loop().create_task(self._write(x, tape, answer))
         try:
@@ -167,14 +204,19 @@ class Cache:
 
     def _close(self, x: Exchange, tape: Tape) -> None:
         """Keep what was taped, if it may be kept, and let later calls look it up instead of following."""
-        key, decision = self.decisions.pop(x.id, ("", None))
+        key, decision = self._let_go(x, tape)
         try:
             if decision and decision.keep and tape.is_whole and tape.top:
                 self._keep(x, tape, tape.top, key, decision)
         except Exception:
             log.exception("cache: %s: its answer is not kept", x.id)
+
+    def _let_go(self, x: Exchange, tape: Tape) -> tuple[str, Decision | None]:
+        """Let nobody follow *tape* any more; return under which name it was to be kept, and how."""
+        key, decision = self.decisions.pop(x.id, ("", None))
         if self.tapes.get(key) is tape:
             del self.tapes[key]
+        return key, decision
 
     def _keep(self, x: Exchange, tape: Tape, top: Head, key: str, decision: Decision) -> None:
         if x.origin is None or not top.readable or x.answer.spoilt:
@@ -196,7 +238,7 @@ class Cache:
                 rule=decision.rule,
                 tenant=x.tenant,
                 route=x.route,
-                model=x.request.model,
+                model=(x.downgrade and x.downgrade.model) or x.request.model,
                 target=x.origin.target,
                 provider_name=x.origin.provider_name,
                 host=x.origin.host,
@@ -222,15 +264,17 @@ class Stored:
     clock: Clock
     live: bool
 
-    async def play(self, x: Exchange, client: Client) -> None:
+    async def play(self, x: Exchange, client: Sink) -> None:
         entry = self.entry
         x.source, x.cache_status = "cache", "HIT"
         x.cache_age_s = max(0, int(entry.age_s(self.clock.wall())))
         x.origin, x.step = Origin(entry.target, entry.provider_name, entry.host), entry.step
         x.notes.append(f"cache: answer {entry.key[:KEY_DIGITS]}, {x.cache_age_s} s old")
         body = b"".join(piece for _, piece in entry.pieces)
-        x.answer = Answer(entry.reading, bytearray(body[:KEPT_BYTES]) if x.keep_payload else bytearray())
-        x.answer.kept_whole, x.answer.size = len(body) <= KEPT_BYTES, len(body)
+        x.answer = Answer(entry.reading, size=len(body))
+        if x.keep_payload and not x.guarded:
+            x.answer.kept = bytearray(body[:KEPT_BYTES])
+            x.answer.kept_whole = len(body) <= KEPT_BYTES
         if self.live and len(entry.pieces) > 1:
             await self._play_through(x, client, self._head([]), entry.pieces)
             return
@@ -241,7 +285,7 @@ class Stored:
         else:
             await self._play_through(x, client, head, _at_once(body))
 
-    async def _play_through(self, x: Exchange, client: Client, head: Head, pieces: Iterable[tuple[int, bytes]]) -> None:
+    async def _play_through(self, x: Exchange, client: Sink, head: Head, pieces: Iterable[tuple[int, bytes]]) -> None:
         """Play *pieces*, each so many ms after the first."""
         started, heard = self.clock.now(), bytearray()
         content = self.entry.content_index

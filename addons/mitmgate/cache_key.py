@@ -4,9 +4,10 @@ Pure. Promise: two requests that a provider could answer differently never have 
 its bytes are hashed as they came, so that it shares with fewer others; never with more.
 
 What counts: method, provider, host, path and query, the target named in the base-URL path, the targets that
-``cf-aig-fallback`` allows, the values of the rule's ``scope``, the headers in ``COUNTS``, and the whole body. What does
-not: trace ids, user agents, ``x-stainless-*``, ``accept-encoding`` (answers are kept without their coding). A header
-that only one provider knows can be named in the rule: ``scope: [auth, header.x-my-flag]``.
+``cf-aig-fallback`` allows, the values of the rule's ``scope``, the rules of ``guard`` that may change the answer, where
+``budget`` sends it instead, the headers in ``COUNTS``, and the whole body. What does not: trace ids, user agents,
+``x-stainless-*``, ``accept-encoding`` (answers are kept without their coding). A header that only one provider knows
+can be named in the rule: ``scope: [auth, header.x-my-flag]``.
 
 The body counts by its meaning: order of members, white space and escapes do not matter, every member does. ``1`` and
 ``1.0`` are apart. Duplicate members, NaN, what is not UTF-8, not JSON, compressed or huge counts byte by byte.
@@ -21,7 +22,7 @@ from typing import Literal
 
 from mitmgate.dialects.base import Json
 from mitmgate.exchange import Exchange
-from mitmgate.identity import CREDENTIAL_HEADERS
+from mitmgate.providers import CREDENTIAL_HEADERS
 
 type Scope = Sequence[tuple[str, object | None]]
 """(field, its value in this request), as in a ``match``: text, number, boolean, None where the request has none."""
@@ -221,7 +222,7 @@ def _body(x: Exchange, ignore: Sequence[str]) -> tuple[bytes, str]:
     if x.entry == "universal":  # it names all who may answer; the native body is one element's
         return x.body or b"", "bytes"
     body = x.body if x.native_body is None else x.native_body
-    if not body or "content-encoding" in x.headers:
+    if not body or x.is_coded:
         return body or b"", "bytes"
     form = canonical(body, x.json if x.native_body is None else _parsed(body), ignore)
     return (body, "bytes") if form is None else (form, "json")

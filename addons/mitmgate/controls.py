@@ -170,6 +170,7 @@ TABLE: Mapping[str, Control] = {
         "a JSON object of USD per token, 0 or more, under any of per_token_in, per_token_out, per_cache_read_token,"
         " per_cache_write_token",
     ),
+    "byok-alias": Control(_text(256), _LINE.format(256)),
     "authorization": Control(_bearer, "Bearer and the gateway's key", secret=True),
 }
 """Name without ``cf-aig-`` -> what it takes. The values that ``read`` returns have these keys."""

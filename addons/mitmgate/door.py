@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 from mitmproxy import ctx, http
 
 from mitmgate import controls, layer, reach
+from mitmgate.auth import taken_out
 from mitmgate.clock import Clock
-from mitmgate.door_paths import Entry, Local, Nowhere, hosts_of, resolve
+from mitmgate.door_keys import DoorKeys
+from mitmgate.door_paths import Entry, Local, Nowhere, resolve
 from mitmgate.errors import Refusal, StartError
 from mitmgate.exchange import Exchange, joined
 from mitmgate.layer import Downstream
@@ -63,6 +65,8 @@ DEFEATS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 """Options of mitmproxy that defeat the gateway: name, when, and what to say. Only ``-s`` can meet them."""
 
+CONNECT_KEY = "mitmgate.connect-key"
+"""Key of a flow's metadata, for its replay: the digest of what its connection had shown."""
 LEFT = ("disconnected", "closed connection", "reset by client", "killed")
 """Parts of what mitmproxy says of a client that is gone."""
 EVERYWHERE = ("", "0.0.0.0", "::")
@@ -76,15 +80,18 @@ class Door:
 
     def __init__(self, chain: "Chain", policy: Policy, clock: Clock) -> None:
         self.chain, self.policy, self.clock = chain, policy, clock
-        self.hosts = hosts_of(policy)
-        self.observed = chain.observed
+        self.hosts = chain.rooms.hosts
+        self.metrics, self.observed = chain.state.metrics, chain.state.observed
         self.arrived: dict[str, Exchange] = {}
         """flow id -> exchange whose request is not complete yet."""
         self.pages: dict[str, str] = {}
         self.passing: set[str] = set()
         """Plain HTTP to hosts that are nobody's: handed on as it comes."""
         self.closing = False
-        self.tunnels = Tunnels(policy, chain.metrics, self._knows, self.owns)
+        self.is_open_to_others = False
+        """Other machines may use a door; known once it runs."""
+        self.keys = DoorKeys(lambda: chain.rooms)
+        self.tunnels = Tunnels(policy, self.metrics, self.keys, self._knows, self.owns)
         self.addons = [self.tunnels]
         """mitmproxy finds hooks here, too."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,20 +112,44 @@ class Door:
         self.tunnels.own_ports = {address[1] for address in proxyserver.listen_addrs()}
         if "web_port" in ctx.options:
             self.tunnels.own_ports.add(ctx.options.web_port)
+        ctx.options.update(rawtcp=False)  # else bytes that hardly look like HTTP would reach a provider past every rule
         self._warn_of_options()
-        if ca := self.policy.upstream.ca:  # for what mitmproxy itself dials: WebSockets, observed hosts
-            roots = write_roots(ca, Path(ctx.options.confdir).expanduser())
-            ctx.options.update(ssl_verify_upstream_trusted_ca=str(roots))
+        self._trust(self.policy.upstream.ca)
         self.chain.open()
         view = ctx.master.addons.get("view")
         if view is not None:  # an empty view is false
             self._tasks.add(asyncio.get_running_loop().create_task(self.chain.join_web(view).watch()))
 
+    def take(self, policy: Policy) -> None:
+        """Go by *policy* from now on."""
+        if policy.upstream.ca != self.policy.upstream.ca:
+            self._trust(policy.upstream.ca)
+        self.policy, self.hosts = policy, self.chain.rooms.hosts
+        self.tunnels.take(policy)
+
+    def _trust(self, ca: str | None) -> None:
+        """Let what mitmproxy itself dials (WebSockets, observed hosts) be checked against the policy's roots, too."""
+        if ca:
+            roots = write_roots(ca, Path(ctx.options.confdir).expanduser())
+            ctx.options.update(ssl_verify_upstream_trusted_ca=str(roots))
+
+    def check(self, policy: Policy) -> None:
+        """Raise ``StartError`` where *policy* cannot follow: it would open a door to everybody."""
+        if self.is_open_to_others and self.policy.auth and policy.auth is None:
+            raise StartError(
+                "other machines may use this gateway's doors, so it cannot do without `auth`;"
+                " put the section back, or start it anew on 127.0.0.1"
+            )
+
     def _warn_of_options(self) -> None:
         proxyserver = ctx.master.addons.get("proxyserver")
         bound = [str(address[0]) for address in proxyserver.listen_addrs()]
-        if any(host in EVERYWHERE or not reach.is_local(host) for host in bound):
-            log.warning("door: other machines may use this door, and no key is asked for; add --listen-host 127.0.0.1")
+        self.is_open_to_others = any(host in EVERYWHERE or not reach.is_local(host) for host in bound)
+        if self.is_open_to_others and self.policy.auth is None:
+            log.warning(
+                "door: other machines may use this door, and no key is asked for; add --listen-host 127.0.0.1,"
+                " or an `auth` section to the policy"
+            )
         for name, defeats, warning in DEFEATS:
             if defeats(getattr(ctx.options, name)):
                 log.warning("door: %s", warning)
@@ -159,23 +190,33 @@ class Door:
         if provider := self.hosts.find(host, request.port):
             self._arrive_at(flow, provider, host)
         elif kind := self.observed.kind_of(host, request.port):
-            self.observed.begin(flow.id, kind)
-            flow.request.stream = True
-            self._leave_to_mitmproxy(flow)
+            if self._may_pass(flow):
+                self.observed.begin(flow.id, kind)
+                flow.request.stream = True
+                self._leave_to_mitmproxy(flow)
         elif message := self.tunnels.refused(host, request.port):
             self._exchange(flow, None).refuse(Refusal(403, "permission", message, should_retry=False))
-        else:
+        elif self._may_pass(flow):
             flow.request.stream = True
             self.passing.add(flow.id)
-            if self.tunnels.via:
-                flow.server_conn.via = self.tunnels.via
+            self._leave_to_mitmproxy(flow)
+
+    def _may_pass(self, flow: http.HTTPFlow) -> bool:
+        """Return whether mitmproxy may carry *flow* by itself; where not, it is refused."""
+        refusal = self.keys.passing(flow.client_conn.id, flow.request.headers.fields)
+        if refusal:
+            self._exchange(flow, None).refuse(refusal)
+        return refusal is None
 
     def _arrive_by_path(self, flow: http.HTTPFlow) -> None:
         place = resolve(flow.request.method, flow.request.path, self.hosts, self.policy)
         if isinstance(place, Local):
-            self.pages[flow.id] = place.page
+            self._arrive_at_page(flow, place.page)
         elif isinstance(place, Nowhere):
-            self._exchange(flow, None).refuse(Refusal(404, "not_found", place.message, should_retry=False))
+            x = self._exchange(flow, None)
+            if self.policy.auth:  # who has no key learns no names
+                self.chain.head(x)
+            x.refuse(Refusal(404, "not_found", place.message, should_retry=False))
         elif isinstance(place, Entry):
             flow.request.path = place.path
             x = self._exchange(flow, None, door="base-url")
@@ -187,14 +228,23 @@ class Door:
             request.path = place.path
             self._arrive_at(flow, place.provider, place.host, "base-url", place.target)
 
+    def _arrive_at_page(self, flow: http.HTTPFlow, page: str) -> None:
+        peer = flow.client_conn.peername
+        headers = joined(flow.request.headers.fields)
+        refusal = None if page == "healthz" else self.keys.page(peer[0] if peer else "", headers)
+        if refusal:
+            self._exchange(flow, None).refuse(refusal)
+        else:
+            self.pages[flow.id] = page
+
     def _arrive_at(
         self, flow: http.HTTPFlow, provider: Provider, host: str, door: str = "proxy", target: str | None = None
     ) -> None:
         upgrade = flow.request.headers.get("upgrade", "").lower()
         if upgrade == "websocket":
-            self.chain.metrics.count("mitmgate_websockets_total", provider=provider.slug)
+            self.metrics.count("mitmgate_websockets_total", provider=provider.slug)
             if self.policy.upstream.websocket == "pass":
-                self._leave_to_mitmproxy(flow)
+                self._upgrade(flow, provider, host, door)
                 return
         x = self._exchange(flow, provider, host, door)
         x.target = target
@@ -205,13 +255,29 @@ class Door:
                     426, "bad_request", "this gateway takes no WebSocket here (upstream.websocket: refuse); use POST"
                 )
             )
-        if not x.refusal and _is_streamed(x):
+        if not x.refusal and _is_streamed(x) and not self.chain.rooms.guard.wants_body(x):
             x.streamed_upload = flow.request.stream = True
+
+    def _upgrade(self, flow: http.HTTPFlow, provider: Provider, host: str, door: str) -> None:
+        """Let mitmproxy carry a WebSocket, once it has shown its key where one is asked for."""
+        if self.policy.auth:
+            x = self._exchange(flow, provider, host, door)
+            self.chain.head(x)
+            if refusal := x.refusal or self.keys.upgrade(x):
+                x.refuse(refusal)
+                return
+            del self.arrived[flow.id]
+            gone = taken_out(x)
+            flow.request.headers.fields = tuple(field for field in flow.request.headers.fields if field not in gone)
+            flow.request.path = x.path
+        self._leave_to_mitmproxy(flow)
 
     def _leave_to_mitmproxy(self, flow: http.HTTPFlow) -> None:
         """Let mitmproxy carry *flow* by itself, without our headers and by the corporate proxy."""
         flow.request.headers.fields = tuple(
-            field for field in flow.request.headers.fields if not controls.is_ours(field[0])
+            field
+            for field in flow.request.headers.fields
+            if not controls.is_ours(field[0]) and field[0].lower() != b"proxy-authorization"
         )
         if self.tunnels.via:
             flow.server_conn.via = self.tunnels.via
@@ -233,11 +299,22 @@ class Door:
             door="replay" if flow.is_replay else door,  # type: ignore[arg-type]
             client_host=flow.client_conn.peername[0] if flow.client_conn.peername else "",
             http_version=request.http_version,
+            connect_key=self._connect_key(flow),
             provider=provider,
+            rooms=self.chain.rooms,
             flow=flow,
         )
         self.arrived[flow.id] = x
         return x
+
+    def _connect_key(self, flow: http.HTTPFlow) -> bytes | None:
+        """Return what the connection of *flow* has shown at its CONNECT; a replay has none, and goes by the first."""
+        if flow.is_replay:
+            return bytes.fromhex(flow.metadata.get(CONNECT_KEY, "")) or None
+        shown = self.keys.shown.get(flow.client_conn.id)
+        if shown and self.chain.web:
+            flow.metadata[CONNECT_KEY] = shown.hex()
+        return shown
 
     async def gateway_request(self, down: Downstream) -> None:
         """A request of ours is complete: carry it through the rooms."""
@@ -262,7 +339,7 @@ class Door:
 
     async def _serve(self, page: str, down: Downstream) -> None:
         if page == "metrics":
-            body, kind = self.chain.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8"
+            body, kind = self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8"
             status = 200
         else:
             status = 503 if self.closing else 200

@@ -189,6 +189,7 @@ def hosts_of(policy: Policy) -> Hosts:
         if url.hostname and known.find(url.hostname, url.port or 443) is None:
             host = f"{url.hostname}:{url.port}" if url.port else url.hostname
             provider = known.providers[target.provider]
+            own = [row for row in own if row.slug != provider.slug]  # one row a provider, however many its targets are
             own.append(replace(provider, hosts=(*provider.hosts, host)))
             known = Hosts(own)
     return known

@@ -4,7 +4,7 @@ An ``Exchange`` lives from the request's head to its row. A ``Leg`` is a place t
 try at a provider.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,9 @@ from mitmgate.ids import uuid7
 from mitmgate.policy.values import Timeout
 
 if TYPE_CHECKING:
+    from mitmgate.auth import Proof
+    from mitmgate.charges import Standing
+    from mitmgate.policy.values import Choice
     from mitmgate.policy.values import Hedge as HedgeRule
     from mitmgate.providers import Provider
     from mitmgate.sink import Replay
@@ -73,6 +76,8 @@ class Leg:
     """Most tries here; None = as the retry rule says."""
     first_byte_s: float | None = None
     """None = as ``Exchange.timeouts`` says."""
+    key_alias: str | None = None
+    """The key of the target's pool that goes with the attempt; None = it has no pool. Written by ``provider_keys``."""
     delay_s: float | None = None
     """First wait here; None = as the retry rule says."""
     backoff: str | None = None
@@ -177,11 +182,12 @@ class Exchange:
     fields: Fields
     """All request header fields as the client sent them; ``sent_fields`` are what a provider gets."""
     headers: dict[str, str]
-    """The same, names in lower case; repeated ones joined by ``, ``."""
+    """The same by names in lower case, repeated ones joined by ``, ``; past ``auth`` without the gateway's own key."""
     started: float
     """Monotonic seconds at the request's head."""
     started_wall: float
-    door: Literal["proxy", "base-url", "replay"] = "proxy"
+    door: Literal["proxy", "base-url", "replay", "gateway"] = "proxy"
+    """``gateway``: a call of the gateway's own, made for the sake of another one."""
     client_host: str = ""
     http_version: str = "HTTP/1.1"
     target: str | None = None
@@ -193,10 +199,20 @@ class Exchange:
     """The request body as sent by the client; None while (and if) it is streamed."""
     streamed_upload: bool = False
     """The body goes to the provider while it arrives: no rule can read it, no second attempt can be made."""
+    connect_key: bytes | None = None
+    """Digest of the gateway's key that its CONNECT came with; None where there was no CONNECT, or it had none."""
 
     # -- entry: a request that names its provider in the body -------------------------------------------------------
     native_body: bytes | None = None
-    """What the provider's own path takes, where an entry of Cloudflare's had wrapped it; None = ``body``."""
+    """What the provider's own path takes, where an entry of Cloudflare's had wrapped it or a rule changed it
+    (``rewrite``); None = ``body``.
+    """
+
+    # -- auth: the gateway's own key ---------------------------------------------------------------------------------
+    proof: "Proof | None" = None
+    """What the key proves that came with the request; None where none is asked for."""
+    keyless: bool = False
+    """It has no key of its provider's: none came, or the gateway's stood in its place. A target has to supply one."""
 
     # -- identify: who asks what of whom ----------------------------------------------------------------------------
     provider: "Provider | None" = None
@@ -242,11 +258,32 @@ class Exchange:
     """Its client did not take all of an answer that was read to its end for others, or long ago."""
     route_notes: list[str] = field(default_factory=list)
     """Parts of ``cf-aig-route``."""
+    limit_standing: "Standing | None" = None
+    """Of all limits that it was counted by, the one with the smallest share left."""
+    budget_standing: "Standing | None" = None
+    assumed: dict[str, int] = field(default_factory=dict)
+    """Counter of a budget -> nano-dollars that the call counts there, should its price stay unknown."""
+    downgrade: "Choice | None" = None
+    """Where a budget sends it, and for which model, instead of where it would go. ``route`` obeys."""
+    masked: bytes | None = None
+    """The client's body as rows and screens may show it, where a guard found what they must not; None = ``body``."""
+    shows: Callable[[str], str] | None = None
+    """Makes of a text about the call what others than rules may see: without what guards hide. None = as it is."""
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    """Of guards, as ``cf-aig-dlp`` tells them: which rule, which kinds, which side; never the text."""
+    guarded: bool = False
+    """Guards look at its answer: what is kept of that is what they let through, not what the provider said."""
+    guards: tuple[str, ...] = ()
+    """Names of the rules that may change its answer, or keep it back: it is shared with whoever has the same."""
+    placeholders: dict[str, str] = field(default_factory=dict)
+    """Placeholder in the request -> what it stands for; put back into the answer that the client gets."""
     events: list[Event] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What a reader of the row should know, e.g. that no rule could read a streamed upload."""
 
     # -- shape, route: what the provider gets ------------------------------------------------------------------------
+    prompt_tokens: tuple[int, int] | None = None
+    """Estimated before and after a rule of ``shape`` changed it; None = none did."""
     sent_fields: Fields = field(default_factory=list)
     """The client's, less ours and those of its connection; each leg makes its own of them."""
     sent_body: bytes | None = None
@@ -282,6 +319,10 @@ class Exchange:
     terminal: Terminal | None = None
     error_type: str | None = None
 
+    # -- chain ------------------------------------------------------------------------------------------------------
+    rooms: Any = None
+    """The rooms that it goes through, whatever policy comes meanwhile. Written by ``door``."""
+
     # -- whoever carries it ------------------------------------------------------------------------------------------
     flow: Any = None
     """mitmproxy's flow, for the screens; no rule reads it."""
@@ -304,6 +345,26 @@ class Exchange:
     def streaming(self) -> bool:
         """The answer came as a stream, whatever was asked."""
         return "event-stream" in self.answer_headers.get("content-type", "")
+
+    def rewrite(self, body: bytes, parsed: Json) -> None:
+        """Let every place get *body*, which says *parsed*, in place of what the client sent."""
+        self.native_body, self.json = body, parsed
+        if "content-encoding" in self.headers:
+            self.sent_fields = [field for field in self.sent_fields if field[0].lower() != b"content-encoding"]
+
+    @property
+    def is_coded(self) -> bool:
+        """The body still has a content coding: the client's own, which nobody had to undo."""
+        return self.native_body is None and "content-encoding" in self.headers
+
+    @property
+    def asked_body(self) -> bytes | None:
+        """The body as it stands: the client's, unwrapped and changed so far; if unchanged, in its content coding."""
+        return self.body if self.native_body is None else self.native_body
+
+    def shown(self, text: str) -> str:
+        """Return *text*, which the client has chosen, as rows and screens have it."""
+        return self.shows(text) if self.shows else text
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer with *refusal*; the first room to say no is the one that counts."""

@@ -51,8 +51,11 @@ class Identify:
         self._body(x)
         if x.dialect:
             x.request = x.dialect.read_request(x.path, x.json)
-        self._caller(x)
         get = fields_of(x)
+        if x.door == "gateway":  # made in the name of whoever it is made for: nothing about itself is asked
+            x.timeouts = self._timeout(x, get)
+            return
+        self._caller(x)
         self._labels(x, get)
         self._controls(x)
         x.timeouts = self._timeout(x, get)
@@ -80,10 +83,15 @@ class Identify:
 
     def _caller(self, x: Exchange) -> None:
         x.metadata = x.controls.get("metadata", {})
-        if credential := credential_of(x):
+        proof, credential = x.proof, credential_of(x)
+        x.keyless = credential is None
+        if credential is not None:
             x.auth = identity.key_hash(self.secret, credential)
-        x.tenant = identity.first_of(self.rules.tenant, None, x.metadata, x.headers)
-        x.user = identity.first_of(self.rules.user, None, x.metadata, x.headers) or x.request.end_user
+        elif proof:
+            x.auth = proof.digest.hex()
+        tenant, user = (proof.tenant, proof.user) if proof else (None, None)
+        x.tenant = identity.first_of(self.rules.tenant, tenant, x.metadata, x.headers)
+        x.user = identity.first_of(self.rules.user, user, x.metadata, x.headers) or x.request.end_user
         x.prompt_version = identity.first_of(self.rules.prompt_version, None, x.metadata, x.headers)
         x.session = identity.session_of(x.headers, x.controls, self.rules.session)
         x.trace_id, x.parent_span_id = identity.trace_of(x.headers, x.controls)

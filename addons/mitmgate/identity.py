@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from mitmgate.policy.match import Get, Match
+from mitmgate.providers import CREDENTIAL_HEADERS
 
 MOST_CHARS = 256
 
@@ -26,8 +27,6 @@ SESSION_HEADERS: tuple[str, ...] = (
     "x-litellm-session-id",
 )
 """What well-known clients send, the surest first."""
-
-CREDENTIAL_HEADERS: tuple[str, ...] = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 
 TRACEPARENT = re.compile(r"(?P<version>[0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?P<more>-.*)?", re.ASCII)
 """https://www.w3.org/TR/trace-context/#traceparent-header; a version after 00 may say more at its end."""

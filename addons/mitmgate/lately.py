@@ -1,11 +1,13 @@
-"""What happened lately at each target: counts over the last seconds, for a bounded number of targets.
+"""What happened lately at each target: counts over the last seconds, and the latest figures, for a bounded number of
+targets.
 
-``retry``, ``breaker`` and ``hedge`` count with it. Promise: a count and a look cost the same however much happens, and
-memory does not grow with the names that strangers bring.
+``retry``, ``breaker`` and ``hedge`` count with it, ``limit`` has the lengths of answers from it. Promise: a count and a
+look cost the same however much happens, and memory does not grow with the names that strangers bring.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from math import ceil
 
 SLICES = 10
 """A window forgets a tenth of its time at once."""
@@ -43,6 +45,40 @@ class Window:
         while self._slices and self._slices[0][0] <= number - SLICES:
             self._total -= self._slices.popleft()[1]
         return number
+
+
+SAMPLES_NEEDED = 20
+"""Fewer figures say nothing of what most of them are."""
+SAMPLES_KEPT = 200
+SAMPLES_LATE = 10
+"""A percentile may be so many samples late: sorting for each request would cost more than it tells."""
+
+
+class Samples:
+    """The latest figures of something, and what most of them stay below."""
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque(maxlen=SAMPLES_KEPT)
+        self._in_order: list[float] = []
+        """The same, the least first; as of ``_late`` samples ago."""
+        self._late = 0
+
+    def add(self, figure: float) -> None:
+        self._latest.append(figure)
+        self._late += 1
+
+    def percentile(self, p: int) -> float | None:
+        """Return the figure that *p* percent do not exceed; None = too few are known."""
+        if len(self._latest) < SAMPLES_NEEDED:
+            return None
+        if not self._in_order or self._late >= SAMPLES_LATE:
+            self._in_order, self._late = sorted(self._latest), 0
+        return percentile(self._in_order, p)
+
+
+def percentile(in_order: list[float], p: int) -> float:
+    """Return the least of *in_order* (sorted, not empty) that *p* percent do not exceed; *p* from 1 to 100."""
+    return in_order[ceil(p * len(in_order) / 100) - 1]
 
 
 class PerTarget[T]:

@@ -18,6 +18,7 @@ HELP: dict[str, tuple[str, str]] = {
         "Policy rules that acted, by room, rule and action: retries, fall-backs, rests …",
     ),
     "mitmgate_breaker_state": ("gauge", "Of each target with a breaker: 0 closed, 1 half-open, 2 open."),
+    "mitmgate_provider_key_state": ("gauge", "Of each key of a target's pool: 0 ready, 1 cooling, 2 resting."),
     "mitmgate_cache_total": ("counter", "LLM calls that a cache rule or header applied to, by status."),
     "mitmgate_cache_entries": ("gauge", "Answers in the cache."),
     "mitmgate_cache_bytes": ("gauge", "Their bytes on disk."),
@@ -31,6 +32,15 @@ HELP: dict[str, tuple[str, str]] = {
     "mitmgate_rows_written_total": ("counter", "Rows written to the trace database."),
     "mitmgate_rows_dropped_total": ("counter", "Rows that could not be kept."),
     "mitmgate_payloads_dropped_total": ("counter", "Bodies that could not be kept."),
+    "mitmgate_ledger_outage": (
+        "gauge",
+        "1 while limits and budgets are counted in memory alone: the file cannot be used.",
+    ),
+    "mitmgate_ledger_counters": ("gauge", "Counters of limits and budgets that say anything."),
+    "mitmgate_ledger_taken_back_total": ("counter", "Reservations of processes that died, given back."),
+    "mitmgate_alerts_sent_total": ("counter", "Alerts delivered, by state: breach, clear."),
+    "mitmgate_alerts_dropped_total": ("counter", "Alerts that reached nobody, by state."),
+    "mitmgate_policy_reloads_total": ("counter", "Edits of the policy file, taken or refused because they are wrong."),
     "mitmgate_live_exchanges": ("gauge", "Exchanges under way."),
 }
 """Name -> (type, what it says). The README's table is checked against this one."""

@@ -21,10 +21,14 @@ class Observed:
 
     def __init__(self, policy: Policy, metrics: Metrics, writer: Writer, clock: Clock) -> None:
         self.metrics, self.writer, self.clock = metrics, writer, clock
-        self.kinds = [(re.compile(translate(glob)), rule.kind) for rule in policy.observe for glob in rule.hosts]
-        self.sessions = policy.identify.session
         self.under_way: dict[str, tuple[str, float, float]] = {}
         """flow id -> (kind, monotonic start, wall start)."""
+        self.take(policy)
+
+    def take(self, policy: Policy) -> None:
+        """Go by *policy* from now on."""
+        self.kinds = [(re.compile(translate(glob)), rule.kind) for rule in policy.observe for glob in rule.hosts]
+        self.sessions = policy.identify.session
 
     def kind_of(self, host: str, port: int) -> str | None:
         """Return the kind of call that *host* is observed for, None where it is not."""

@@ -75,7 +75,8 @@ class Pool:
 
     def __init__(self, policy: Policy) -> None:
         upstream = policy.upstream
-        self.proxy, self.proxy_fields = _proxy(upstream.proxy)
+        self.made_for = self.needs(policy)
+        self.proxy, self.proxy_fields = proxy_of(upstream.proxy)
         self.redirects = upstream.connect_to
         self._default_ca = upstream.ca
         self._contexts: dict[str | None, ssl.SSLContext] = {}
@@ -100,6 +101,13 @@ class Pool:
             max_field_size=HEAD_BYTES,
         )
         self.session._retry_connection = False  # a dead kept connection is replayed once, by upstream, for every method
+
+    @staticmethod
+    def needs(policy: Policy) -> tuple[object, ...]:
+        """Return what a pool for *policy* has to be made with; two that need the same may share one."""
+        upstream = policy.upstream
+        cas = frozenset(target.ca for target in policy.targets.values())
+        return upstream.connections_per_host, upstream.proxy, upstream.ca, dict(upstream.connect_to), cas
 
     async def send(
         self, out: Outgoing, attempt: Attempt, connect_s: float | None, *, fresh: bool = False
@@ -224,7 +232,7 @@ def write_roots(ca: str, folder: Path) -> Path:
     return path
 
 
-def _proxy(text: str | None) -> tuple[URL | None, dict[str, str]]:
+def proxy_of(text: str | None) -> tuple[URL | None, dict[str, str]]:
     """Return a proxy's URL, and its login apart from it: aiohttp's errors quote the URL, and clients read them."""
     if text is None:
         return None, {}

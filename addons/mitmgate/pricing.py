@@ -69,6 +69,8 @@ class Prices:
 
     def __init__(self) -> None:
         self._said: set[object] = set()
+        self._of_rates: dict[int, tuple[types.ModelPrice, Rated]] = {}
+        """By the address of the table's own rates, which stay where they are."""
         self._provider = lru_cache(256)(self._find_provider)
         self._model = lru_cache(1024)(self._find_model)
 
@@ -101,6 +103,14 @@ class Prices:
             self._say(type(e), "pricing: the price of an answer stays unknown, the table failed: %r (said once)", e)
             return Priced(None, None, f"the price table failed: {type(e).__name__}")
 
+    def knows(self, provider_id: str, host: str, model: str) -> bool:
+        """Return whether the provider has a *model* of that name, as far as the table can tell; never raises."""
+        try:
+            return self._model(provider_id, host, model.lower()) is not None
+        except Exception as e:
+            self._say(type(e), "pricing: the table failed: %r (said once)", e)
+            return False
+
     def _from_table(self, provider_id: str, host: str, names: list[str], usage: Usage, at: datetime) -> Priced:
         provider = self._provider(provider_id, host)
         if provider is None:
@@ -118,15 +128,22 @@ class Prices:
         entry = f"{provider.id}/{model.id}"
         context = TIERS.get((usage.service_tier or "").lower())
         rates = model.get_prices(at, context)
-        missing = _missing_rate(rates, model, usage)
+        rated = self._rated(rates) if context is None else Rated.of(vars(rates))
+        missing = _missing_rate(rated, model, usage)
         if missing:
             self._say((entry, missing), "pricing: %s has no rate for %s", entry, missing)
             return Priced(None, None, f"{entry} has no rate for {missing}")
-        total = plain_cost(vars(rates), usage)
+        total = plain_cost(vars(rates), usage, rated)
         if total is None:
             found = model.calc_price(_units(usage), provider, genai_request_timestamp=at, price_context=context)
             total = found.total_price
         return Priced(int(total * NANO), table_version(), entry)
+
+    def _rated(self, rates: "types.ModelPrice") -> "Rated":
+        found = self._of_rates.get(id(rates))
+        if found is None:
+            found = self._of_rates[id(rates)] = rates, Rated.of(vars(rates))
+        return found[1]
 
     def _first_known(self, provider_id: str, host: str, names: list[str]) -> "types.ModelInfo | None":
         for name in names:
@@ -168,7 +185,29 @@ def table_version() -> str:
     return f"genai-prices {metadata.version('genai-prices')}"
 
 
-def plain_cost(rates: Mapping[str, Any], usage: Usage) -> Decimal | None:
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """What a model has rates for."""
+
+    anything: bool
+    input: bool
+    output: bool
+    plain: bool
+    """``plain_cost`` finds its way among them."""
+
+    @classmethod
+    def of(cls, rates: Mapping[str, Any]) -> "Rated":
+        known = {name for name, rate in rates.items() if rate is not None}
+        per_token = [name for name in known if name.endswith("_mtok")]
+        return cls(
+            bool(known),
+            any(name.startswith("input_") for name in per_token),
+            any(name.startswith("output_") for name in per_token),
+            known <= PLAIN_RATES,
+        )
+
+
+def plain_cost(rates: Mapping[str, Any], usage: Usage, rated: Rated | None = None) -> Decimal | None:
     """Return the US dollars of a *usage* of text and cache tokens alone, None where the table itself must be asked.
 
     Nine answers of ten are of this kind, and this is ten times as fast as the table's general rule; a test holds the
@@ -176,15 +215,16 @@ def plain_cost(rates: Mapping[str, Any], usage: Usage) -> Decimal | None:
     """
     if usage.server_tools or usage.input_audio_tokens or usage.output_audio_tokens:
         return None
-    known = {name for name, rate in rates.items() if rate is not None}
-    if not known <= PLAIN_RATES:
+    if not (rated or Rated.of(rates)).plain:
         return None
     total_in = usage.input_tokens or 0
     per_in = _at(rates.get("input_mtok"), total_in)
+    per_out = _at(rates.get("output_mtok"), total_in)
+    if not usage.cache_read_input_tokens and not usage.cache_creation_input_tokens:
+        return (total_in * per_in + (usage.output_tokens or 0) * per_out) / 1_000_000
     per_read = _at(rates.get("cache_read_mtok"), total_in, per_in)
     per_write = _at(rates.get("cache_write_mtok"), total_in, per_in)
     per_write_1h = _at(rates.get("cache_write_1h_mtok"), total_in, per_write)
-    per_out = _at(rates.get("output_mtok"), total_in)
     read, write = _cache_parts(usage)
     write_1h = min(usage.cache_creation_1h_input_tokens or 0, write)
     total = (total_in - read - write) * per_in + read * per_read
@@ -288,16 +328,15 @@ def _cached_audio(usage: Usage, audio: int, read: int, both: int) -> int:
     return min(max(usage.cache_read_audio_tokens or 0, least), audio, read)
 
 
-def _missing_rate(rates: "types.ModelPrice", model: "types.ModelInfo", usage: Usage) -> str | None:
+def _missing_rate(rated: Rated, model: "types.ModelInfo", usage: Usage) -> str | None:
     """Return what was used and has no rate, None where all has one. An entry named ``…:free`` needs none."""
     if model.id.endswith(":free"):
         return None
-    known = {name for name, rate in vars(rates).items() if rate is not None}
-    if usage.input_tokens and not any(name.startswith("input_") and name.endswith("_mtok") for name in known):
+    if usage.input_tokens and not rated.input:
         return "input tokens"
-    if usage.output_tokens and not any(name.startswith("output_") and name.endswith("_mtok") for name in known):
+    if usage.output_tokens and not rated.output:
         return "output tokens"
-    return None if known else "anything"
+    return None if rated.anything else "anything"
 
 
 PRICES = Prices()

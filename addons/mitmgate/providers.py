@@ -108,6 +108,10 @@ RESERVED = frozenset({"healthz", "metrics", "feedback", "v1", "target", "compat"
 """First path segments of the base-URL door that no provider may be called."""
 
 
+CREDENTIAL_HEADERS: tuple[str, ...] = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
+"""Where providers read a key, in lower case."""
+
+
 @lru_cache(4096)  # the table's are asked for again by each gateway of one process
 def _pattern(glob: str) -> re.Pattern[str]:
     return re.compile(translate(glob))

@@ -3,7 +3,8 @@
 A place is the request's own host (``own_leg``, ``own_leg_as``) or a target of the policy (``leg_for``). Promise: what
 no rule asked to change goes out byte for byte, and a key never leaves for another provider. A client's credentials
 travel on only where the target brings none of its own, is of the provider that the request was meant for, and stands at
-the request's own host or at a public one of that provider; a downgrade to plain HTTP loses them, too.
+the request's own host or at a public one of that provider; a downgrade to plain HTTP loses them, too. At its own host a
+request with a key of its provider's is forwarded with it; one without gets what the target brings that stands there.
 
 The answer comes back in the wire that was asked for, so a target that does not speak it is no place for the request:
 ``leg_for`` then says why, in words that end the sentence "target NAME is left out: …".
@@ -15,11 +16,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from urllib.parse import unquote_plus, urlsplit
 
-from mitmgate import dialects
+from mitmgate import dialects, identity
 from mitmgate.dialects.base import Dialect
-from mitmgate.exchange import Exchange, Fields, Leg
+from mitmgate.exchange import Exchange, Fields, Leg, joined
 from mitmgate.policy.values import Choice, Target
-from mitmgate.providers import TABLE, Provider
+from mitmgate.providers import TABLE, Hosts, Provider
 from mitmgate.rewrite_body import with_model
 from mitmgate.rewrite_path import Ask, Move, plan, read, with_named, with_version
 
@@ -41,6 +42,8 @@ LITERAL: Mapping[str, frozenset[str]] = {
     row.slug: frozenset(host for host in row.hosts if not set(host) & set("*?[")) for row in TABLE
 }
 """Provider -> its public hosts, those that the table knows by their whole name. A policy adds none to them."""
+PUBLIC = Hosts()
+"""The public hosts of all known providers: without a key nothing is had there."""
 PORTS = {"http": 80, "https": 443}
 
 
@@ -57,8 +60,8 @@ def is_credential(name: str) -> bool:
 def own_leg(x: Exchange, home: Target | None = None) -> Leg:
     """Return the leg to where the request would go anyway, as the client wrote it.
 
-    *home* is the target whose host that is: its zone holds there, and where the client named the target
-    (``/target/NAME/…``) its headers and its CA do, too.
+    *home* is the target whose host that is: its zone holds there. Where the client named the target
+    (``/target/NAME/…``), or has no key of its own, the leg is the target's: its headers, keys and CA hold, too.
     """
     leg = Leg(
         x.target or (x.provider.slug if x.provider else x.host),
@@ -78,10 +81,25 @@ def own_leg(x: Exchange, home: Target | None = None) -> Leg:
         leg.fields = _hosted(leg.fields, _authority(x.scheme, x.host, x.port))
     if home:
         leg.zone = home.zone
-        if x.target:
-            keep = not _brings_key(home)
-            leg.fields, leg.path, leg.ca = _fields(leg.fields, home, keep), _path(leg.path, keep), home.ca
+        if x.target or not has_key(leg, home):
+            supply(leg, home, keep=not brings_key(home))
     return leg
+
+
+def has_key(leg: Leg, home: Target | None = None) -> bool:
+    """Return whether the client sent a key of its own for *leg*: where providers read theirs, or in a header in which
+    *home* has one. A cookie or the name of an account is none, though both are kept from strangers.
+    """
+    headers = joined(leg.fields)
+    if identity.credential_of(headers, leg.path):
+        return True
+    return home is not None and any(is_credential(name) and name.lower() in headers for name in home.headers)
+
+
+def supply(leg: Leg, home: Target, *, keep: bool = False) -> None:
+    """Make *leg*, which leads to the host of *home*, the target's own; *keep* the client's credentials, or not."""
+    leg.target, leg.is_target, leg.zone, leg.ca = home.name, True, home.zone, home.ca
+    leg.fields, leg.path = _fields(leg.fields, home, keep), _path(leg.path, keep)
 
 
 def own_leg_as(x: Exchange, choice: Choice, home: Target | None = None) -> Leg | str:
@@ -251,7 +269,7 @@ def body_with(x: Exchange, model: str) -> bytes | str | None:
         return "the model stands in a body that is no JSON object, so it cannot be changed"
     if x.json.get("model") == model:
         return x.native_body
-    if "content-encoding" in x.headers:
+    if x.is_coded:
         return "the body is compressed, so the model in it cannot be changed"
     body = x.body if x.native_body is None else x.native_body
     return with_model(body or b"{}", model) or "the place of the model in the body cannot be found"
@@ -260,13 +278,22 @@ def body_with(x: Exchange, model: str) -> bytes | str | None:
 # -- fields and keys --------------------------------------------------------------------------------------------------
 
 
-def _brings_key(target: Target) -> bool:
+def brings_key(target: Target) -> bool:
+    """Return whether *target* has a key of its own, in whichever form."""
+    if target.keys or target.aws or target.google:
+        return True
     return any(is_credential(name) for name in target.headers)
+
+
+def needs_key(leg: Leg) -> bool:
+    """Return whether nothing is to be had at *leg* without a key: at hosts that are public, so not at one's own."""
+    provider = PUBLIC.find(leg.host, leg.port)
+    return provider is not None and provider.family != "ollama"
 
 
 def _may_keep(x: Exchange, target: Target, provider: Provider, place: Place) -> bool:
     """True where the client's own key may go to *target*."""
-    if _brings_key(target) or x.provider is None or x.provider.slug != provider.slug:
+    if brings_key(target) or x.provider is None or x.provider.slug != provider.slug:
         return False
     if place.scheme != "https" and place.scheme != x.scheme:
         return False

@@ -12,9 +12,12 @@ says something:
 With ``by``, a split gives each value of the field its place for ever (SHA-256 of the rule's name and the value), and a
 ``try`` begins for ten minutes where that value was last answered. A request without the field is drawn anew.
 
-What cannot be moved stays at its own host: calls that generate nothing, uploads that are still running, bodies that
-are signed. A target that does not take the request is left out with a note; if a rule has no other, the own host
-stands.
+What cannot be moved stays at its own host: calls that generate nothing, uploads that are still running, requests that
+are signed (but to a target by which they are signed anew). A target that does not take the request, or for which there
+is no key (``route_keys``), is left out with a note; if a rule has no other, the own host stands.
+
+A budget may send a request to another target, or have it ask for a cheaper model wherever it goes; where that cannot
+be, it goes as without.
 
 Promise: a ``zone`` holds whatever else says so. Every matching rule that names one counts, not only the first, and
 neither a header, nor another rule, nor a hedge uses a place of another zone or of none; a rule with nothing but a zone
@@ -22,26 +25,26 @@ chooses no places, so the rules after it still do. Rules are asked about the req
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal
 
-from mitmgate.clock import Clock
 from mitmgate.errors import Refusal
 from mitmgate.exchange import Event, Exchange, Leg
-from mitmgate.fields import Get, fields_of
+from mitmgate.fields import Get, fields_of, text_of
 from mitmgate.policy import Policy
 from mitmgate.policy import values as rules
-from mitmgate.policy.match import acts, fits, shadows
+from mitmgate.policy.match import Rules, acts, fits, shadows
 from mitmgate.policy.values import CAUSES, Branch, Choice, Target
 from mitmgate.providers import Hosts
-from mitmgate.rewrite import DYNAMIC, Place, is_alias, leg_for, own_leg, own_leg_as
+from mitmgate.rewrite import DYNAMIC, Place, has_key, is_alias, leg_for, own_leg, own_leg_as, supply
+from mitmgate.route_keys import ALIAS, refusal_of
 from mitmgate.route_memory import Places, Windows
 from mitmgate.usage import is_signed
 
 HEADER = "cf-aig-fallback"
+SIGNED = "a signed request"
 
 type Way = rules.Route | Branch
 """What has a ``try`` or a ``split``."""
@@ -57,12 +60,16 @@ class Search:
     """The target whose host the request names."""
     zones: list[rules.Route]
     """Rules that keep it in a zone."""
+    likely: list[rules.Route]
+    """Rules that may match it and choose its places."""
     outside: list[str] = field(default_factory=list)
     """Places that these rules closed."""
     unfit: list[str] = field(default_factory=list)
     """Places that cannot take the request, and why."""
     full_s: list[float] = field(default_factory=list)
     """Seconds until a branch that is full opens again."""
+    model: str | None = None
+    """To be asked for, wherever it goes: a budget says so."""
 
 
 # -- pure -------------------------------------------------------------------------------------------------------------
@@ -90,7 +97,7 @@ def stays(x: Exchange) -> str | None:
         return "a call that generates nothing"
     if x.streamed_upload:
         return "a streamed upload"
-    return "a signed request" if is_signed(x) else None
+    return SIGNED if is_signed(x) else None
 
 
 def said(choice: Choice) -> str:
@@ -100,49 +107,69 @@ def said(choice: Choice) -> str:
     return f"{choice.target} with model {choice.model}" if choice.target else f"model {choice.model}"
 
 
-def text_of(value: object | None) -> str:
-    """Return a field's value as text; empty where there is none."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 # -- the room ---------------------------------------------------------------------------------------------------------
 
 
 class Route:
     name = "mitmgate.route"
 
-    def __init__(self, policy: Policy, hosts: Hosts, clock: Clock, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        hosts: Hosts,
+        places: Places[tuple[str, str | None]],
+        windows: Windows,
+        random: Callable[[], float],
+    ) -> None:
         self.policy, self.hosts, self.random = policy, hosts, random
         self.targets = policy.targets
-        self.choosing = [rule for rule in policy.route if rule.tries or rule.split or rule.choose]
-        self.zoned = [rule for rule in policy.route if rule.zone]
-        self.sticky = {rule.name: fields for rule in self.choosing if (fields := _fields_kept(rule))}
+        self.choosing = Rules(rule for rule in policy.route if rule.tries or rule.split or rule.choose)
+        self.zoned = Rules(rule for rule in policy.route if rule.zone)
+        self.hedges = Rules(policy.hedge)
+        self.sticky = {rule.name: fields for rule in self.choosing.rules if (fields := _fields_kept(rule))}
         """Rule -> the fields by which its ``try`` remembers."""
-        self.places: Places[tuple[str, str | None]] = Places(clock)
+        self.places = places
         """(rule, field, value) -> (target, model)."""
-        self.windows = Windows(clock)
+        self.windows = windows
         self.homes = _homes(policy)
+        self.signs = any(target.aws for target in policy.targets.values())
         self.plain = not policy.route and not policy.hedge
 
     def admit(self, x: Exchange) -> None:
         """Write the legs of *x*, or refuse it."""
+        self._find(x)
+        if self.homes and x.entry == "universal":
+            self._supply(x)
+        if x.refusal is None and (x.keyless or self.signs or ALIAS in x.controls or x.entry == "universal"):
+            self._keep_keyed(x)
+
+    def _find(self, x: Exchange) -> None:
         names: tuple[str, ...] | None = x.controls.get("fallback")
-        if self.plain and names is None and x.host:
+        get = fields_of(x)
+        if names is None and x.host and x.downgrade is None and self._is_nobodys(x, get):
             if not x.legs:
                 x.legs.append(own_leg(x, self._home(x)))
+                x.fall_back_on = CAUSES
             return
-        get = fields_of(x)
-        search = Search(x, get, self._home(x), [rule for rule in self.zoned if not rule.shadow and fits(rule, get)])
+        zones = [rule for rule in self.zoned.fitting(get) if not rule.shadow]
+        search = Search(x, get, self._home(x), zones, self.choosing.likely(get))
         self._record_shadows(search)
         if x.legs:
             self._keep_in_zones(search)
+            self._give_back(search, "each element of a universal request keeps its model")
         elif refusal := self._unknown(names):
             x.refuse(refusal)
         else:
-            self._choose(search, names)
+            self._choose_cheaper(search, names)
+            if not x.legs:
+                self._choose(search, names)
             self._add_spare(search, names)
+
+    def _is_nobodys(self, x: Exchange, get: Get) -> bool:
+        """Return whether no rule says anything of *x*."""
+        if self.plain:
+            return True
+        return not (is_alias(x) or self.choosing.likely(get) or self.zoned.likely(get) or self.hedges.likely(get))
 
     def settle(self, x: Exchange) -> None:
         """Remember where *x* was answered, for a rule that keeps its callers in their places."""
@@ -159,11 +186,46 @@ class Route:
 
     # -- which places
 
-    def _choose(self, search: Search, names: tuple[str, ...] | None) -> None:
+    def _choose_cheaper(self, search: Search, names: tuple[str, ...] | None) -> None:
+        """Write the legs of a request that a budget downgraded; none where it cannot be."""
         x = search.x
-        rule = acts(self.choosing, search.get)
+        if x.downgrade is None:
+            return
+        if x.downgrade.target:
+            x.legs = self._legs(search, [x.downgrade])
+            x.fall_back_on = CAUSES
+        else:
+            search.model = x.downgrade.model
+            self._write(search, names)
+            search.model = None
+        if not x.legs:
+            self._give_back(search, "; ".join(search.unfit + search.outside) or "no place is open")
+            search.unfit.clear()
+            search.outside.clear()
+            search.full_s.clear()
+
+    def _give_back(self, search: Search, why: str) -> None:
+        """Let the request go as without its downgrade, and nobody say that it was."""
+        x = search.x
+        if x.downgrade is None:
+            return
+        x.downgrade = None
+        x.route_notes[:] = [note for note in x.route_notes if not note.startswith("downgraded")]
+        x.events[:] = [event for event in x.events if event.action != "downgrade" or event.shadow]
+        x.notes.append(f"budget: not downgraded, because {why}")
+
+    def _choose(self, search: Search, names: tuple[str, ...] | None) -> None:
+        rule = self._write(search, names)
+        search.x.notes += [f"route: {place}" for place in search.unfit]
+        if not search.x.legs:
+            self._refuse(search, rule)
+
+    def _write(self, search: Search, names: tuple[str, ...] | None) -> rules.Route | None:
+        """Write the legs; return the rule that matches, whether or not it had the say."""
+        x = search.x
+        rule = acts(search.likely, search.get)
         x.fall_back_on = rule.fall_back_on if rule else CAUSES
-        if reason := stays(x):
+        if reason := self._stays(x):
             if rule or names:
                 x.notes.append(f"route: {reason} stays at its own host")
             self._stay(search)
@@ -177,9 +239,11 @@ class Route:
             self._stay(search)
         if names == ():
             del x.legs[1:]
-        x.notes += [f"route: {place}" for place in search.unfit]
-        if not x.legs:
-            self._refuse(search, rule)
+        return rule
+
+    def _stays(self, x: Exchange) -> str | None:
+        reason = stays(x)
+        return None if reason == SIGNED and self.signs else reason
 
     def _stay(self, search: Search) -> None:
         if search.x.host:
@@ -253,7 +317,12 @@ class Route:
         name = target.name if target else x.target or (x.provider.slug if x.provider else x.host)
         if not self._is_open(search, name, place.zone if place else None):
             return None
-        if target is None:
+        if search.model:
+            choice = replace(choice, model=search.model)
+        leg: Leg | str
+        if is_signed(x) and _breaks_signature(x, target, choice):
+            leg = "the request is signed for its own host"
+        elif target is None:
             leg = own_leg_as(x, choice, home)
         else:
             leg = leg_for(x, target, self.hosts.providers[target.provider], choice, home)
@@ -283,7 +352,7 @@ class Route:
     def _add_spare(self, search: Search, names: tuple[str, ...] | None) -> None:
         """Choose where ``hedge`` may make a second attempt: nowhere that the header leaves out."""
         x = search.x
-        rule = acts(self.policy.hedge, search.get)
+        rule = acts(self.hedges.likely(search.get), search.get)
         if rule is None or not x.legs or stays(x) or (names is not None and rule.to not in names):
             return
         first = x.legs[0]
@@ -292,6 +361,29 @@ class Route:
         model = first.model if first.model != x.request.model else None
         x.hedge = rule
         x.spare = self._leg(search, Choice(rule.to, model))
+
+    # -- which key goes with it
+
+    def _supply(self, x: Exchange) -> None:
+        """Let those elements of a universal request that bring no key have that of the target at their host."""
+        for leg in x.legs:
+            home = None if leg.is_target else self._at(leg.host, leg.port, leg.path)
+            if home and not has_key(leg, home):
+                supply(leg, home)
+
+    def _keep_keyed(self, x: Exchange) -> None:
+        """Leave out the legs for which there is no key; refuse where none is left."""
+        asks_keys = self.policy.auth is not None
+        refusals = [refusal_of(x, leg, self.targets, asks_keys) for leg in x.legs]
+        legs = [leg for leg, refusal in zip(x.legs, refusals, strict=True) if refusal is None]
+        first = next((refusal for refusal in refusals if refusal), None)
+        if first and not legs:
+            x.refuse(first)
+            return
+        x.notes += [f"route: {refusal.message}" for refusal in refusals if refusal]
+        x.legs[:] = legs
+        if x.spare and refusal_of(x, x.spare, self.targets, asks_keys):
+            x.spare = None
 
     # -- whose host that is
 
@@ -361,7 +453,7 @@ class Route:
         search.x.refuse(replace(refusal, rule=rule.name, where=self._where(rule)))
 
     def _no_rule(self, x: Exchange) -> str:
-        names = [name for rule in self.choosing for name in _models_of(rule) if name.startswith(DYNAMIC)]
+        names = [name for rule in self.choosing.rules for name in _models_of(rule) if name.startswith(DYNAMIC)]
         known = f"there are rules for {', '.join(dict.fromkeys(names))}" if names else "the policy has no such rule"
         return f"No route rule matches model {x.request.model!r}; {known}."
 
@@ -377,17 +469,17 @@ class Route:
     def _record_shadows(self, search: Search) -> None:
         """Record what rules with ``shadow: true`` would have done."""
         events = search.x.events
-        for rule in shadows(self.choosing, search.get):
+        for rule in shadows(search.likely, search.get):
             way = self._way(search, rule)
             search.full_s.clear()  # a shadow turns nobody away
             action: Literal["split", "fallback"] = "split" if way and way.split else "fallback"
             events.append(Event("route", rule.name, action, shadow=True, detail=self._would(search, rule, way)))
-        for rule in self.zoned:
+        for rule in self.zoned.fitting(search.get):
             home = search.home.zone if search.home else None
-            if rule.shadow and home != rule.zone and fits(rule, search.get):
+            if rule.shadow and home != rule.zone:
                 detail = f"would keep the request in zone {rule.zone}"
                 events.append(Event("route", rule.name, "refuse", shadow=True, detail=detail))
-        for hedge in shadows(self.policy.hedge, search.get):
+        for hedge in shadows(self.hedges.likely(search.get), search.get):
             events.append(Event("hedge", hedge.name, "hedge", shadow=True, detail=f"would ask {hedge.to}, too"))
 
     def _would(self, search: Search, rule: rules.Route, way: Way | None) -> str:
@@ -397,6 +489,13 @@ class Route:
             choice, _ = way.split[draw(way.split, self._share(search, rule, way))]
             return f"would draw {said(choice)}"
         return f"would try {', '.join(said(choice) for choice in way.tries)}"
+
+
+def _breaks_signature(x: Exchange, target: Target | None, choice: Choice) -> bool:
+    """Return whether a signed request could not go there: whoever moves or changes it has to sign it anew."""
+    if target is None:
+        return choice.model not in (None, x.request.model)
+    return target.aws is None
 
 
 def _fields_kept(rule: rules.Route) -> list[str]:

@@ -12,6 +12,7 @@ from mitmgate import dialects
 from mitmgate.answers import Head, provider_fields, reason, refusal_fields
 from mitmgate.errors import Refusal
 from mitmgate.exchange import Exchange, Fields, How
+from mitmgate.guard_frames import framing_named, last_words
 from mitmgate.layer import HEARD_S, Downstream, Upload
 
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -68,7 +69,7 @@ async def give_up(sink: Sink, refusal: Refusal) -> None:
 class Replay(Protocol):
     """An answer that comes from nowhere but here."""
 
-    async def play(self, x: Exchange, client: "Client") -> None:
+    async def play(self, x: Exchange, client: Sink) -> None:
         """Write it for *x*; raises ``Gone`` when the client leaves."""
 
     def close(self) -> None:
@@ -127,20 +128,34 @@ class Client:
     async def cut(self, message: str, how: How, last: Refusal | None = None) -> None:
         x = self.x
         x.how = how
-        if last and x.dialect and self._can_hear():
+        if last and how == "refused":
+            x.refusal, x.source = last, last.source
+        words = self._last_words(last) if last and self._can_hear(how) else None
+        if words:
             self.between_events = False  # another clock may end this very wait, and it is said once
             with suppress(TimeoutError):
                 async with asyncio.timeout(HEARD_S):
-                    await self.down.data(x.dialect.error_event(last, x.id if x.keep_row else None))
+                    await self.down.data(words)
                     await self.down.end()
                     return
         await self.down.cut(message)
 
-    def _can_hear(self) -> bool:
-        """True where an event of ours would be understood: between two others, in the open, and not after the last."""
+    def _can_hear(self, how: How) -> bool:
+        """True where an event of ours would be understood: between two others, in the open, and not after the last.
+
+        Whoever refuses the rest of an answer has looked at it, and lets whole frames through and no end.
+        """
         x = self.x
-        plain_stream = x.streaming and not x.answer_headers.get("content-encoding")
-        return plain_stream and self.between_events and not x.reading.ended
+        if x.answer_headers.get("content-encoding"):
+            return False
+        return how == "refused" or (x.streaming and self.between_events and not x.reading.ended)
+
+    def _last_words(self, last: Refusal) -> bytes | None:
+        x = self.x
+        if x.dialect is None:
+            return None
+        framing = framing_named(x.answer_headers.get("content-type", ""), x.dialect)
+        return last_words(framing, x.dialect, last, x.id if x.keep_row else None)
 
     def _fields(self, head: Head) -> Fields:
         self.x.status = head.status

@@ -23,7 +23,7 @@ class Tap:
 
     def __init__(self, x: Exchange, leg: Leg, attempt: Attempt, now: Callable[[], float]) -> None:
         self.id = x.id
-        self.keeps = x.keep_payload
+        self.keeps, self.guarded = x.keep_payload, x.guarded
         self.answer = attempt.answer
         self.now = now
         encoding = attempt.headers.get("content-encoding", "")
@@ -93,7 +93,9 @@ class Tap:
     def _read(self, plain: bytes) -> None:
         answer = self.answer
         try:
-            if self.keeps and (room := KEPT_BYTES - len(answer.kept)) > 0:
+            if self.guarded:  # kept is what the guards let through
+                pass
+            elif self.keeps and (room := KEPT_BYTES - len(answer.kept)) > 0:
                 answer.kept += plain[:room]
                 answer.kept_whole = answer.kept_whole and len(plain) <= room
             elif plain:

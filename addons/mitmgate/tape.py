@@ -16,7 +16,7 @@ from mitmgate.clock import Clock
 from mitmgate.errors import Refusal
 from mitmgate.exchange import Exchange, How
 from mitmgate.layer import Gone, Upload
-from mitmgate.sink import Client, Replay
+from mitmgate.sink import Replay, Sink
 
 MOST_BYTES = 16 << 20
 """Of one answer; also the largest that is kept."""
@@ -65,6 +65,8 @@ class Tape:
 
     def __init__(self, leader: Exchange, clock: Clock, stale: Replay | None = None) -> None:
         self.leader = leader
+        self.downgrade = leader.downgrade
+        """Of whose answer it is made, where that is not what the leader asked for."""
         self.clock = clock
         self.stale = stale
         """An older answer that stands in for an error."""
@@ -223,7 +225,7 @@ class Tape:
         if self.task:
             self.task.cancel("nobody listens any more")
 
-    async def play(self, x: Exchange, client: Client, listener: Listener) -> None:
+    async def play(self, x: Exchange, client: Sink, listener: Listener) -> None:
         """Play it for *x* from the first byte on; raises ``Gone`` when its client leaves."""
         try:
             await self._play_to(x, client, listener)
@@ -238,7 +240,7 @@ class Tape:
         if x is not self.leader:
             x.answer = deepcopy(x.answer)
 
-    async def _play_to(self, x: Exchange, client: Client, listener: Listener) -> None:
+    async def _play_to(self, x: Exchange, client: Sink, listener: Listener) -> None:
         while self.top is None and self.over is None:
             await self._more.wait()
         if self.instead and self.stale:
@@ -248,7 +250,7 @@ class Tape:
         elif self.over and self.over.refusal:
             await client.refuse(self.over.refusal, self.over.how)
 
-    async def _play(self, x: Exchange, client: Client, listener: Listener, top: Head) -> None:
+    async def _play(self, x: Exchange, client: Sink, listener: Listener, top: Head) -> None:
         if x is not self.leader:
             self._credit(x, top.status)
         coded = not top.readable or _accepts(x) == _accepts(self.leader)
@@ -300,6 +302,8 @@ class Tape:
         """Note on a follower whose answer it gets, and that nothing was asked for it."""
         leader = self.leader
         x.answer, x.origin, x.step = leader.answer, leader.origin, leader.step
+        if x.guarded:  # what its own guards let through is kept apart
+            x.answer = replace(leader.answer, kept=bytearray(), kept_whole=True)
         if status == 200:
             x.source, x.cache_status, x.cache_age_s = "cache", "HIT", 0
             x.notes.append(f"cache: shares the answer of {leader.id}")
@@ -316,7 +320,7 @@ class Follow:
     tape: Tape
     listener: Listener
 
-    async def play(self, x: Exchange, client: Client) -> None:
+    async def play(self, x: Exchange, client: Sink) -> None:
         await self.tape.play(x, client, self.listener)
 
     def close(self) -> None:

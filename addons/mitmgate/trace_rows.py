@@ -4,26 +4,25 @@ later.
 ``snapshot`` runs on the event loop when the books are closed (about 25 µs): it copies facts and keeps the bodies by
 reference, never the flow. ``Record.render`` runs in the writer's thread: hashes, prices, redaction, compression, JSON.
 
-Rules of the numbers: an attempt carries its own usage and cost, the exchange is the sum of those that reported any. A
-cache hit costs 0 and saves what it would have cost; where nothing was sent, nothing was spent. Null is unknown.
+Rules of the numbers: those of ``bill``; beside them, a cache hit costs 0 and saves what it would have cost, and where
+nothing was sent, nothing was spent. Null is unknown.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal
 
 from mitmgate import redact
+from mitmgate.bill import Answer, answer_of, storable, sum_all, sum_known
 from mitmgate.clock import iso
-from mitmgate.dialects.base import Reading, Usage
+from mitmgate.dialects.base import Reading
 from mitmgate.dialects.inflate import inflater
-from mitmgate.exchange import Attempt, Event, Exchange, Origin
+from mitmgate.exchange import Attempt, Event, Exchange
 from mitmgate.policy.values import Policy
 from mitmgate.pricing import PRICES, Priced, Prices, reported_cost
-from mitmgate.providers import TABLE, Provider
 from mitmgate.store import bodies
 from mitmgate.store.rows import Row, Rows
 
@@ -50,17 +49,11 @@ LONG = {
 }
 """Columns that may be longer than a name."""
 
-INT_MAX = 2**63 - 1
-"""SQLite's largest integer; no honest count is near it."""
-
 REQUEST_IDS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid", "x-goog-request-id", "cf-ray")
 """Answer headers by which a provider's support finds a request, best first."""
 
 BROKEN_OFF = frozenset({"truncated", "client_abort", "timeout", "error_event"})
 """Terminals of a stream that had begun and did not reach its end."""
-
-PRICES_OF: Mapping[str, str] = {provider.provider_name: provider.prices for provider in TABLE if provider.prices}
-"""OpenTelemetry's provider name -> genai-prices' id, for attempts at another provider than the one asked."""
 
 ATTEMPT_COUNTERS = (
     "input_tokens",
@@ -77,27 +70,20 @@ SUMMED = (*ATTEMPT_COUNTERS, "cache_creation_1h_input_tokens", "input_audio_toke
 type Payloads = Literal["full", "redacted", "none"]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a price needs to know of one answer."""
-
-    reading: Reading
-    prices_id: str
-    host: str
-    models: tuple[str | None, ...]
-
-
 @dataclass(slots=True)
 class Bodies:
     """The bodies of one exchange, by reference; ``shed`` lets go of them."""
 
     request: bytes | None
+    masked: bytes | None
+    """What is shown of the request, where a guard found what must not be; None = ``request``."""
     sent: bytes | None
     """None where the request left as it came."""
     response: bytes | bytearray
     response_whole: bool
     request_type: str | None
     request_coding: str
+    sent_coding: str
     response_type: str | None
 
 
@@ -141,20 +127,20 @@ class Record:
         """Let go of the bodies; their hashes stay."""
         before = self.size
         self.hashes = self._hashed()
-        self.bodies.request = self.bodies.sent = None
+        self.bodies.request = self.bodies.masked = self.bodies.sent = None
         self.bodies.response = b""
         self.payloads = "none"
         return before - self.size
 
     def render(self) -> Rows:
         """Return the rows of this exchange."""
-        tried = [(row, answer, self._price(answer)) for row, answer in self.attempts]
+        tried = [(row, answer, answer.price(self.prices, self.wall, self.custom)) for row, answer in self.attempts]
         attempts = [_tried(*each) for each in tried]
         priced = [(answer, price) for _, answer, price in tried]
         if not priced or self.exchange["source"] == "cache":
-            priced = [(self.answer, self._price(self.answer))]
-        used = [(answer, price) for answer, price in priced if _has_usage(answer.reading.usage)]
-        exchange = self._exchange(used, _sum_known([price.cost_nanousd for *_, price in tried]))
+            priced = [(self.answer, self.answer.price(self.prices, self.wall, self.custom))]
+        used = [(answer, price) for answer, price in priced if answer.used]
+        exchange = self._exchange(used, sum_known([price.cost_nanousd for *_, price in tried]))
         return Rows(
             exchanges=[exchange],
             attempts=attempts,
@@ -168,10 +154,10 @@ class Record:
         row = self.exchange
         usages = [answer.reading.usage for answer, _ in used]
         row |= _reading(self.answer.reading)
-        row |= {name: _sum_known([getattr(usage, name) for usage in usages]) for name in SUMMED}
+        row |= {name: sum_known([getattr(usage, name) for usage in usages]) for name in SUMMED}
         row |= self._money([price for _, price in used], spent)
         row["usage_source"] = weakest([answer.reading.usage_source for answer, _ in used])
-        row["cost_reported_nanousd"] = _sum_known([reported_cost(usage) for usage in usages])
+        row["cost_reported_nanousd"] = sum_known([reported_cost(usage) for usage in usages])
         row["request_sha256"], row["sent_sha256"] = self.hashes or self._hashed()
         row["path"] = _url(str(row["path"]))
         row["user_agent"] = _header(row["user_agent"])
@@ -182,7 +168,7 @@ class Record:
 
     def _money(self, prices: list[Priced], spent: int | None) -> Row:
         """Return the columns that speak of money; *spent*: on attempts."""
-        total = _sum_all([price.cost_nanousd for price in prices])
+        total = sum_all([price.cost_nanousd for price in prices])
         row: Row = {
             "cost_nanousd": total,
             "saved_nanousd": None,
@@ -194,10 +180,6 @@ class Record:
         elif not self.attempts:
             row["cost_nanousd"] = 0
         return row
-
-    def _price(self, answer: Answer) -> Priced:
-        at = datetime.fromtimestamp(self.wall, UTC)
-        return self.prices.price(answer.prices_id, answer.host, answer.models, answer.reading.usage, at, self.custom)
 
     def _hashed(self) -> tuple[str | None, str | None]:
         """Return the hashes of (what the client sent, what the provider got where that differs)."""
@@ -211,9 +193,11 @@ class Record:
         held = self.bodies
         if self.payloads == "none":
             return
-        for kind, body in (("request", held.request), ("sent", held.sent)):
+        shown = held.request if held.masked is None else held.masked
+        shown_coding = held.request_coding if held.masked is None else ""
+        for kind, body, coding in (("request", shown, shown_coding), ("sent", held.sent, held.sent_coding)):
             if body:
-                plain, whole = _plain(body, held.request_coding)
+                plain, whole = _plain(body, coding)
                 whole = whole and len(plain) <= REQUEST_BYTES
                 yield self._payload(kind, held.request_type, plain[:REQUEST_BYTES], whole)
         if held.response:
@@ -260,7 +244,7 @@ def snapshot(x: Exchange, policy: Policy, prices: Prices = PRICES) -> Record:
         "prompt_version": x.prompt_version,
         "route": x.route,
         "tenant": x.tenant,
-        "user": x.user,
+        "user": x.user and x.shown(x.user),
         "auth": x.auth,
         "region": x.region,
         "colo": x.colo,
@@ -268,7 +252,7 @@ def snapshot(x: Exchange, policy: Policy, prices: Prices = PRICES) -> Record:
         "tier": x.tier,
         "provider_name": provider_name,
         "operation_name": x.operation,
-        "request_model": x.request.model,
+        "request_model": x.request.model and x.shown(x.request.model),
         "host": x.host,
         "path": x.path,
         "stream": int(x.stream),
@@ -285,7 +269,7 @@ def snapshot(x: Exchange, policy: Policy, prices: Prices = PRICES) -> Record:
         "gateway_ms": gateway_ms(x),
         "policy_sha256": policy.sha256[:12] if policy.sha256 else None,
         "user_agent": x.headers.get("user-agent"),
-        "metadata": _json(x.metadata) if x.metadata else "{}",
+        "metadata": _json(_shown(x)) if x.metadata else "{}",
         "method": x.method,
         "door": x.door,
         "how": x.how,
@@ -294,22 +278,28 @@ def snapshot(x: Exchange, policy: Policy, prices: Prices = PRICES) -> Record:
         "waited_ms": round(x.waited_s * 1000, 3),
         "error_detail": x.refusal.message if x.refusal else last.detail if last else None,
         "notes": _json(x.notes) if x.notes else None,
+        "key_name": x.proof.name if x.proof else None,
     }
+    if x.prompt_tokens:
+        exchange["prompt_tokens_before"], exchange["prompt_tokens_after"] = x.prompt_tokens
+    coding = x.headers.get("content-encoding", "")
     keeps_bodies = policy.trace.payloads if x.keep_payload else "none"
     if keeps_bodies == "full" and x.entry == "universal":
         keeps_bodies = "redacted"  # its elements carry their keys in the body
     return Record(
         exchange,
-        _answer(x, origin, x.reading),
-        [(_attempt(x, attempt), _answer(x, attempt.origin, attempt.reading)) for attempt in x.attempts],
+        answer_of(x, origin, x.reading),
+        [(_attempt(x, attempt), answer_of(x, attempt.origin, attempt.reading)) for attempt in x.attempts],
         [replace(event, at=event.at and event.at - x.started) for event in x.events],
         Bodies(
             request=x.body,
+            masked=x.masked,
             sent=x.sent_body if x.sent_body != x.body else None,
             response=x.answer.kept,
             response_whole=x.answer.kept_whole,
             request_type=x.headers.get("content-type"),
-            request_coding=x.headers.get("content-encoding", ""),
+            request_coding=coding,
+            sent_coding=coding if x.native_body is None else "",
             response_type=x.answer_headers.get("content-type"),
         ),
         keeps_bodies,
@@ -317,6 +307,13 @@ def snapshot(x: Exchange, policy: Policy, prices: Prices = PRICES) -> Record:
         x.started_wall,
         prices,
     )
+
+
+def _shown(x: Exchange) -> dict[str, Any]:
+    """Return the tags of *x* as a row has them."""
+    if x.shows is None:
+        return x.metadata
+    return {name: x.shown(value) if isinstance(value, str) else value for name, value in x.metadata.items()}
 
 
 def gateway_ms(x: Exchange) -> float | None:
@@ -330,19 +327,6 @@ def gateway_ms(x: Exchange) -> float | None:
 def weakest(sources: list[str]) -> str:
     """Return the least sure of *sources*: a sum is as good as its worst part."""
     return max(sources, key=("none", "reported", "reported_partial", "estimated").index, default="none")
-
-
-def _answer(x: Exchange, origin: Origin | None, reading: Reading) -> Answer:
-    host = origin.host if origin else x.host
-    asked = (origin and origin.model) or x.request.model
-    return Answer(reading, _prices_id(x.provider, origin), host, (reading.response_model, asked))
-
-
-def _prices_id(asked: Provider | None, origin: Origin | None) -> str:
-    """Return genai-prices' id of the provider at *origin*; empty where only its host can tell."""
-    if asked and (origin is None or origin.provider_name == asked.provider_name):
-        return asked.prices
-    return PRICES_OF.get(origin.provider_name, "") if origin else ""
 
 
 def _attempt(x: Exchange, attempt: Attempt) -> Row:
@@ -370,10 +354,10 @@ def _attempt(x: Exchange, attempt: Attempt) -> Row:
 def _tried(row: Row, answer: Answer, price: Priced) -> Row:
     """Return the row of an attempt, with what its answer used and cost."""
     usage = answer.reading.usage
-    row |= {name: _count(getattr(usage, name)) for name in ATTEMPT_COUNTERS}
+    row |= {name: storable(getattr(usage, name)) for name in ATTEMPT_COUNTERS}
     row["usage_source"] = answer.reading.usage_source
     row["response_model"] = answer.reading.response_model
-    row["cost_nanousd"] = _count(price.cost_nanousd)
+    row["cost_nanousd"] = storable(price.cost_nanousd)
     row["error_detail"] = _detail(row["error_detail"])
     return _clean(row)
 
@@ -414,25 +398,6 @@ def _reading(reading: Reading) -> Row:
         "server_tools": _json(usage.server_tools) if usage.server_tools else None,
         "parse_errors": reading.parse_errors,
     }
-
-
-def _has_usage(usage: Usage) -> bool:
-    return usage.input_tokens is not None or usage.output_tokens is not None
-
-
-def _sum_known(numbers: list[int | None]) -> int | None:
-    known = [number for number in numbers if number is not None]
-    return _count(sum(known)) if known else None
-
-
-def _sum_all(numbers: list[int | None]) -> int | None:
-    """Return the sum, None where a part of it is unknown: a bill with a gap is no bill."""
-    return None if None in numbers else _sum_known(numbers)
-
-
-def _count(number: int | None) -> int | None:
-    """Return *number*, None where it is nothing that a column can hold."""
-    return number if number is not None and -INT_MAX <= number <= INT_MAX else None
 
 
 def _ms(start: float, end: float | None) -> float | None:

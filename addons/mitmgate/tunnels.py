@@ -20,7 +20,10 @@ from mitmproxy.proxy import layers, mode_specs, server_hooks, tunnel
 from mitmproxy.proxy.layers.http import _upstream_proxy
 
 from mitmgate import layer, reach
-from mitmgate.answers import plain_error
+from mitmgate.answers import REALM, plain_error
+from mitmgate.door_keys import DoorKeys
+from mitmgate.errors import Refusal
+from mitmgate.exchange import joined
 from mitmgate.metrics import Metrics
 from mitmgate.policy import Policy
 
@@ -33,13 +36,24 @@ class Tunnels:
 
     name = "mitmgate.tunnels"
 
-    def __init__(self, policy: Policy, metrics: Metrics, knows: Callable[[str, int], bool], owns: layer.Owns) -> None:
-        self.policy, self.metrics, self.owns = policy, metrics, owns
+    def __init__(
+        self,
+        policy: Policy,
+        metrics: Metrics,
+        keys: DoorKeys,
+        knows: Callable[[str, int], bool],
+        owns: layer.Owns,
+    ) -> None:
+        self.policy, self.metrics, self.keys, self.owns = policy, metrics, keys, owns
         self.knows = knows
         """Whether (host, port) is intercepted."""
         self.own_ports: set[int] = set()
         """Ports that the gateway itself listens on; known once it runs."""
         self.via = via_of(policy.upstream.proxy)
+
+    def take(self, policy: Policy) -> None:
+        """Go by *policy* from now on."""
+        self.policy, self.via = policy, via_of(policy.upstream.proxy)
 
     def next_layer(self, nextlayer: mlayer.NextLayer) -> None:
         context = nextlayer.context
@@ -80,11 +94,18 @@ class Tunnels:
         return stack[0]
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
-        if message := self.refused(flow.request.host, flow.request.port):
+        request = flow.request
+        if message := self.refused(request.host, request.port):
+            refusal: Refusal | None = Refusal(403, "permission", message)
+        else:
+            headers = joined(request.headers.fields)
+            refusal = self.keys.at_connect(flow.client_conn.id, headers, request.host, request.port)
+        if refusal:
             self.metrics.count("mitmgate_refused_tunnels_total")
-            flow.response = http.Response.make(
-                403, plain_error(403, message), {"content-type": "application/json", "connection": "close"}
-            )
+            flow.response = answer_to_connect(refusal)
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        self.keys.forget(client.id)
 
     def http_connect_upstream(self, flow: http.HTTPFlow) -> None:
         """Log in at the corporate proxy."""
@@ -132,6 +153,16 @@ class Tunnels:
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """Some clients open two connections and drop one in mid-handshake: counted, no alarm."""
         self.metrics.count("mitmgate_tls_failures_total")
+
+
+def answer_to_connect(refusal: Refusal) -> http.Response:
+    """Return *refusal* as a proxy says it; after a 407 the client may try again on the same connection."""
+    headers = {"content-type": "application/json"}
+    if refusal.status == 407:
+        headers["proxy-authenticate"] = REALM
+    else:
+        headers["connection"] = "close"
+    return http.Response.make(refusal.status, plain_error(refusal.status, refusal.message), headers)
 
 
 def is_base_url(client: connection.Client) -> bool:

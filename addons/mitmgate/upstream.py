@@ -24,6 +24,7 @@ from mitmgate.policy import Policy
 from mitmgate.policy import values as rules
 from mitmgate.policy.match import acts, shadows
 from mitmgate.pool import Failed, Pool
+from mitmgate.provider_keys import Keys
 from mitmgate.retry import Failure, GiveUp, NextTarget, Retries, Wait, next_step, rule_for
 from mitmgate.sink import Sink
 from mitmgate.usage import Usage
@@ -33,18 +34,28 @@ class Upstream:
     name = "mitmgate.upstream"
 
     def __init__(
-        self, policy: Policy, clock: Clock, usage: Usage, retries: Retries, breakers: Breakers, hedges: Hedges
+        self,
+        policy: Policy,
+        clock: Clock,
+        usage: Usage,
+        retries: Retries,
+        breakers: Breakers,
+        hedges: Hedges,
+        keys: Keys | None = None,
     ) -> None:
         self.policy = policy
         self.clock = clock
         self.retries, self.breakers, self.hedges = retries, breakers, hedges
-        self.attempts = Attempts(clock, usage, breakers, hedges)
+        self.keys = keys if keys and keys.held else None
+        self.attempts = Attempts(clock, usage, breakers, hedges, self.keys)
         self.caller = self.attempts.caller
         self.drains = policy.upstream.after_client_leaves
 
-    def open(self) -> None:
-        """Make the pool; needs the running loop."""
-        self.caller.pool = Pool(self.policy)
+    def open(self, pool: Pool) -> None:
+        """Send by *pool* from now on."""
+        self.caller.pool = pool
+        if self.keys:
+            self.keys.pool = pool
 
     async def close(self) -> None:
         if self.caller.pool:

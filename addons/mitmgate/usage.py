@@ -19,10 +19,10 @@ REMEMBERED_S = 3600.0
 class Usage:
     name = "mitmgate.usage"
 
-    def __init__(self, policy: Policy, clock: Clock) -> None:
+    def __init__(self, policy: Policy, clock: Clock, refused: dict[tuple[str, str], float] | None = None) -> None:
         self.asks = policy.usage == "ask"
         self.clock = clock
-        self.refused: dict[tuple[str, str], float] = {}
+        self.refused = {} if refused is None else refused
         """(host, api-version) -> when it said no, monotonic seconds."""
 
     def ask(self, x: Exchange, leg: Leg) -> None:
@@ -41,7 +41,7 @@ class Usage:
     def _may_ask(self, x: Exchange, leg: Leg) -> bool:
         if not self.asks or not leg.request.stream or leg.provider is None or not leg.provider.asks_usage:
             return False
-        if "content-encoding" in x.headers or is_signed(x):
+        if x.is_coded or is_signed(x):
             return False
         said_no = self.refused.get(_place(leg))
         return said_no is None or self.clock.now() - said_no > REMEMBERED_S

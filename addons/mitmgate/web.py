@@ -44,6 +44,8 @@ log = logging.getLogger("mitmgate.web")
 
 EVERY_S = 0.5
 """Between two looks around: how old a running stream may be on the page."""
+TAGS = "cf-aig-metadata"
+"""The header in which an app may name people."""
 COMMENT = "mitmgate.comment"
 """Key of a flow's metadata: the comment as we wrote it last."""
 
@@ -71,8 +73,8 @@ class Web:
 
     def open(self) -> None:
         """Begin to listen for written rows, and make the content views known."""
-        views.register(self.chain.door.hosts)
-        self.chain.writer.listen(self._written)
+        views.register(self.chain.rooms.hosts)
+        self.chain.state.writer.listen(self._written)
 
     # -- the way of one call
 
@@ -85,6 +87,16 @@ class Web:
         self.masks.hide(x.flow)
         if x.dialect:
             self.running[x.flow.id] = x
+
+    def mask(self, x: Exchange) -> None:
+        """Show of its request what a guard lets people see."""
+        flow: http.HTTPFlow = x.flow
+        kept = flow._backup["request"] if flow._backup else {}  # type: ignore[index]
+        if x.masked is not None:
+            flow.request.data.content = kept["content"] = coded(x.masked, x.headers.get("content-encoding"))
+        if tags := flow.request.headers.get(TAGS):
+            flow.request.headers[TAGS] = x.shown(tags)
+            kept["headers"] = flow.request.headers.fields
 
     def settle(self, x: Exchange) -> None:
         """Say how it ended."""

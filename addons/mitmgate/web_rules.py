@@ -60,7 +60,9 @@ def told(x: Exchange) -> Told:
     """Return what is to be said of *x* at its end."""
     usage = x.reading.usage
     model = x.reading.response_model or x.request.model
-    return Told(x.flow.id, model, usage.input_tokens, usage.output_tokens, x.id if x.keep_row else None)
+    return Told(
+        x.flow.id, model and x.shown(model), usage.input_tokens, usage.output_tokens, x.id if x.keep_row else None
+    )
 
 
 def comment(call: Told, cost_nanousd: int | None = None) -> str:

@@ -101,7 +101,7 @@ class Workers:
         """Take note of a worker's end; return what it means for the exit code of all."""
         os.close(self.born.pop(pid))
         if self.stopping:
-            return abs(code)
+            return 0 if code == -signal.SIGTERM else abs(code)  # it was not ready yet, so it had nobody to drain
         log.error("workers: process %d ended with %d; another takes its place", pid, code)
         if self._is_ready(self._fork()):
             return 0

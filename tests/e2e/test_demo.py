@@ -52,6 +52,9 @@ def test_every_scene_is_shown_with_what_the_app_got(shown: str) -> None:
         ("OpenAI chat, streamed, asked again", ["200", "complete", "HIT", "23 → 16"]),
         ("OpenAI chat, while it is busy", ["200", "complete", "×2", "10 → 10"]),
         ("OpenAI chat, while it is down", ["200", "complete", "×3→", "11 → 8"]),
+        ("OpenAI chat, an address in it", ["initech", "200", "complete", "12 → 10"]),
+        ("OpenAI chat, over a limit", ["initech", "429", "refused"]),
+        ("OpenAI chat, near a budget's end", ["globex", "gpt-5-mini", "200", "complete", "10 → 7"]),
         ("OpenAI chat, cut by the provider", ["200", "truncated"]),
         ("Anthropic, the client leaves", ["200", "client_a"]),
     ],
@@ -62,17 +65,32 @@ def test_the_row_below_a_scene_holds_the_providers_numbers(shown: str, scene: st
     assert [fact for fact in facts if fact not in row] == []
 
 
+@pytest.mark.parametrize(
+    ("scene", "saw"),
+    [
+        (
+            "OpenAI chat, an address in it",
+            r"Dear ada@example\.org: tea! \(the provider read: Ask \[email_1\] to tea\.\)",
+        ),
+        ("OpenAI chat, over a limit", r"RateLimitError, to be tried again in (60|5\d) s"),
+        ("OpenAI chat, near a budget's end", r".*\(asked of gpt-5, answered by gpt-5-mini\)"),
+    ],
+)
+def test_what_rules_do_shows_in_what_the_app_sees(shown: str, scene: str, saw: str) -> None:
+    assert re.fullmatch(saw, shown.partition(f"\n{scene}: ")[2].splitlines()[0])
+
+
 def test_the_report_counts_every_call(shown: str) -> None:
-    assert f"{len(SCENES)} calls · 2 errors" in shown
+    assert f"{len(SCENES)} calls · 3 errors" in shown
 
 
 def test_the_report_says_what_the_cache_and_the_retries_did(shown: str) -> None:
     assert re.search(r"cost \$0\.000\d+, saved \$0\.0000378\n", shown)
-    assert "1.25 tries per sent call · 2 tried again, 2 of them with success · 1 answered elsewhere" in shown
+    assert "1.21 tries per sent call · 2 tried again, 2 of them with success · 1 answered elsewhere" in shown
     assert "1 of 8 looked up were in the cache" in shown
     [openai] = [line.split() for line in shown.splitlines() if line.startswith("openai  ")]
     [azure] = [line.split() for line in shown.splitlines() if line.startswith("azure  ")]
-    assert (openai[1:4], azure[1:4]) == (["9", "2", "44.44"], ["1", "0", "0"])
+    assert (openai[1:4], azure[1:4]) == (["11", "2", "36.36"], ["1", "0", "0"])
 
 
 def test_the_readme_shows_what_the_demo_prints(shown: str) -> None:

@@ -134,6 +134,22 @@ async def test_mitmdump_is_a_gateway_with_our_script(start: Start, provider: Pro
         assert "Traceback" not in program.said
 
 
+async def test_bytes_that_are_no_http_do_not_get_past_the_gateway_to_a_provider(
+    start: Start, provider: Provider
+) -> None:
+    """mitmproxy's ``rawtcp``, which is on by default, hands on whatever does not begin with a letter."""
+    async with start(*script("mitmdump", *GOOD)) as program:
+        trust = ssl.create_default_context(cafile=str(program.home / "ca" / "bundle.pem"))
+        client = await Http1.tunnel(await program.port(), "api.openai.com", trust)
+        client.writer.write(b"\0\0 nonsense HTTP/1.1\r\n\r\n")
+
+        answer = await client.listen().end()
+
+        await client.close()
+        assert answer.status == 400
+        assert provider.connections == 0
+
+
 async def test_mitmdump_has_the_base_url_door_too(start: Start, provider: Provider) -> None:
     provider.streams(CHAT, STREAM)
     async with start(*script("mitmdump", *GOOD, door=BASE_URL_DOOR)) as program:

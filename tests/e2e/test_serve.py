@@ -9,7 +9,10 @@ import socket
 import sqlite3
 import ssl
 import stat
+import subprocess
 import threading
+import urllib.error
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 
@@ -319,6 +322,49 @@ def test_a_door_to_other_machines_needs_auth(served_home: Path, option: str, add
 
     assert code == 1
     assert "auth" in one_sentence(said)
+
+
+def test_a_door_to_other_machines_opens_once_somebody_has_a_key(served_home: Path, policy: str) -> None:
+    everywhere = ("--listen", "0.0.0.0:0", "--base-url-listen", "0.0.0.0:0")
+    (served_home / "policy.yaml").write_text(policy + "auth: {}\n")
+    code, said = serving.refused(served_home, "--policy", str(served_home / "policy.yaml"), *everywhere)
+    made = serving.command("keys", "new", "first", "--home", str(served_home))
+    key = subprocess.run(made, env=serving.clean_environment(), check=True, capture_output=True, text=True).stdout
+    from_outside = f"http://{address_of_this_machine()}"
+
+    with serving.serve(served_home, policy + "auth: {}\n", *everywhere) as gateway:
+        port = str(gateway.running.base_url_listen).rpartition(":")[2]
+        asked = [
+            get(f"{from_outside}:{port}/healthz"),
+            get(f"{from_outside}:{port}/metrics"),
+            get(f"{from_outside}:{port}/metrics", authorization=f"Bearer {key.strip()}"),
+            get(f"http://127.0.0.1:{port}/metrics"),
+        ]
+
+    assert code == 1
+    assert f"mitmgate keys new NAME --home {served_home}" in one_sentence(said)
+    assert asked == [200, 401, 200, 200]
+
+
+def address_of_this_machine() -> str:
+    """Return an address by which other machines know this one; asking for it sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no address but loopback's")
+        return str(asking.getsockname()[0])
+
+
+def get(url: str, **fields: str) -> int:
+    """Return the status of *url*, asked without any proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, headers=fields)) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
 
 
 def test_a_second_gateway_in_the_same_home_is_told_of_the_first(served_home: Path, policy: str) -> None:

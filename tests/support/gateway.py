@@ -46,7 +46,7 @@ class Gateway:
     _closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.chain.settles.append(self._note)
+        self.chain.after.append(self._note)
 
     def _note(self, x: Exchange) -> None:
         self.settled.append(x)
@@ -75,7 +75,7 @@ class Gateway:
                 await self._closed.wait()
             while tasks := [down.task for down in self.chain.live if down.task]:
                 await asyncio.wait(tasks)
-        await asyncio.to_thread(self.chain.writer.flush, 5.0)
+        await asyncio.to_thread(self.chain.state.writer.flush, 5.0)
         with contextlib.closing(sqlite3.connect(self.db)) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(sql)]

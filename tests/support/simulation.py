@@ -378,11 +378,11 @@ class World:
 
     async def _call_again(self) -> None:
         """Let every place rest and get well; then each that was ill takes calls again."""
-        ill = [name for name, state in self.chain.breakers.states().items() if state != "closed"]
+        ill = [name for name, state in self.chain.state.breakers.states().items() if state != "closed"]
         self.wire.is_well = True
         await asyncio.sleep(WELL_AGAIN_S)
         for name in ill:
-            permit = self.chain.breakers.ask(name, self.schedule.policy.breaker[0])
+            permit = self.chain.state.breakers.ask(name, self.schedule.policy.breaker[0])
             if isinstance(permit, Resting):
                 self.left.append(f"{name} still rests")
                 continue

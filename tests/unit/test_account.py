@@ -57,6 +57,21 @@ def test_missing_usage_is_estimated_and_says_so() -> None:
     assert x.reading.usage_source == "estimated"
 
 
+@pytest.mark.parametrize("status", [200, 403])
+def test_an_answer_that_a_guard_has_stopped_is_billed_all_the_same(status: int) -> None:
+    x = call("refused")
+    x.status, x.source = status, "guard"
+
+    assert settled(x).reading.usage_source == "estimated"
+
+
+def test_a_follower_that_a_guard_has_stopped_estimates_nothing() -> None:
+    x = call("refused")
+    x.source, x.attempts = "guard", []
+
+    assert settled(x).reading.usage_source == "none"
+
+
 def test_reported_usage_is_left_alone() -> None:
     x = call()
     x.reading.usage_seen = x.reading.usage_final = True

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mitmgate.answers import Head, our_fields, plain_error, provider_fields, refusal_fields
+from mitmgate.charges import Charge, Standing, Unit
 from mitmgate.dialects import find
 from mitmgate.errors import Refusal
 from mitmgate.exchange import Attempt, Exchange, Fields
@@ -135,3 +136,31 @@ def test_a_refusal_says_when_it_may_work(refusal: Refusal, fields: Fields) -> No
 )
 def test_an_error_before_any_api_names_us_once_and_says_what_to_do(message: str, sentence: str) -> None:
     assert json.loads(plain_error(400, message))["error"]["message"] == sentence
+
+
+def standing(unit: Unit, most: int, used: int, reset_s: float, granted: int = 0) -> Standing:
+    charge = Charge("limit", "burst", "[]", unit, most, 60.0, 1)
+    return Standing(charge, used, 1, granted, reset_s, None)
+
+
+@pytest.mark.parametrize(
+    ("stands", "said"),
+    [
+        (standing("requests", 60, 55, 36.2), "4; rule=burst; unit=requests; reset=37"),
+        (standing("tokens", 2_000_000, 5, 0.0), "1999994; rule=burst; unit=tokens; reset=0"),
+        (standing("concurrent", 8, 0, 0.0), "7; rule=burst; unit=concurrent; reset=0"),
+        (standing("requests", 60, 70, 1.0), "0; rule=burst; unit=requests; reset=1"),
+        (standing("requests", 60, 70, 1.0, granted=20), "9; rule=burst; unit=requests; reset=1"),
+        (standing("cost", 800_000_001, 0, 3600.0), "0.8; rule=burst; unit=USD; reset=3600"),
+        (standing("cost", 2, 0, 3600.0), "0.000000001; rule=burst; unit=USD; reset=3600"),
+        (standing("cost", 20_000_000_001, 0, 3600.0), "20; rule=burst; unit=USD; reset=3600"),
+        (standing("cost", 1, 0, 3600.0), "0; rule=burst; unit=USD; reset=3600"),
+    ],
+)
+def test_what_is_left_of_a_limit_is_said_in_whole_seconds_and_plain_decimals(stands: Standing, said: str) -> None:
+    assert (b"cf-aig-limit-remaining", said.encode()) in our_fields(call(limit_standing=stands))
+    assert (b"cf-aig-budget-remaining", said.encode()) in our_fields(call(budget_standing=stands))
+
+
+def test_where_nothing_is_limited_nothing_is_said_of_it() -> None:
+    assert not [name for name, _ in our_fields(call()) if name.endswith(b"-remaining")]

@@ -1,6 +1,7 @@
 """``mitmgate check``: every fault on stderr and exit 1, or the whole policy as it would run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ cache_store
   max                     1 GiB
   key_header              scope
   coalesce                true
+shape                     –
 route
   [0]
     name                  support
@@ -165,6 +167,72 @@ def test_rules_are_shown_in_the_words_of_the_file(tmp_path: Path) -> None:
     assert before.partition("\ncache\n")[2].splitlines() == RULES_SHOWN.splitlines()
     after_timeout = from_timeout.partition("\ntargets\n")[0]
     assert after_timeout.partition("\nbreaker\n")[2].splitlines() == RULES_AFTER_TIMEOUT_SHOWN.splitlines()
+
+
+GOVERNED = """\
+auth: {keys: [{name: app, key: env:EU_KEY, tenant: acme}]}
+guard: [{name: people, find: [email, "(?i)kestrel"], then: redact, restore: true}]
+budget: [{name: day, cost: 20 USD, every: day, soft: 80 %, downgrade: {at: 90 %, to: {model: gpt-5-mini}}}]
+shape: [{name: long, match: {input_tokens: "> 20000"}, then: {keep_last: 20000}}]
+export: {audit: {to: audit}}
+"""
+GOVERNED_SHOWN = """\
+auth
+  keys
+    [0]
+      name                app
+      key                 env:EU_KEY
+      tenant              acme
+guard
+  [0]
+    name                  people
+    find                  email, (?i)kestrel
+    in                    request
+    then                  redact
+    restore               true
+budget
+  [0]
+    name                  day
+    per                   –
+    cost                  20 USD
+    every                 day
+    soft                  80 %
+    downgrade
+      at                  90 %
+      to
+        model             gpt-5-mini
+    hard                  refuse
+    unpriced              allow
+shape
+  [0]
+    name                  long
+    match
+      input_tokens        > 20000
+    then
+      keep_last           20000
+export
+  audit
+    to                    audit
+"""
+
+
+def test_governance_is_shown_in_the_words_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(GOVERNED)
+    result = run(f"{tmp_path}/p.yaml", EU_KEY="topsecret")
+    assert result.exit_code == 0, result.stderr
+    said = result.stdout.partition("\n\n")[2].partition("\nWhat would apply")[0]
+    sections = {part.partition("\n")[0]: part for part in re.split(r"\n(?=\w)", said)}
+    shown = [sections[name] for name in ("auth", "guard", "budget", "shape", "export")]
+    assert "\n".join(shown) + "\n" == GOVERNED_SHOWN
+    assert "topsecret" not in result.output
+
+
+def test_what_has_no_effect_is_said_below_the_verdict(tmp_path: Path) -> None:
+    path = f"{tmp_path}/p.yaml"
+    Path(path).write_text(GOVERNED)
+    said = f"{path}:5: export: this version does not export yet; rows stay in the database alone"
+    assert run(path, EU_KEY="topsecret").stdout.splitlines()[1] == said
+    assert json.loads(run("--json", path, EU_KEY="topsecret").stdout)["notices"] == [said]
 
 
 def test_in_a_pipe_there_is_no_colour_no_cut_and_no_trailing_space(good: str) -> None:

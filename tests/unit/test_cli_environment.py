@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mitmgate.cli.environment import Way, java_options, remarks, variables
+from mitmgate.cli.common import Running
+from mitmgate.cli.environment import Way, java_options, remarks, variables, way_to
 
 WAY = Way("http://127.0.0.1:8080", Path("/home/a/.mitmgate/ca/bundle.pem"), Path("/home/a/.mitmgate"))
 WITH_STORE = Way(WAY.proxy_url, WAY.bundle, WAY.home, Path("/home/a b/ca/truststore.p12"))
@@ -24,6 +25,17 @@ def test_each_variable_says_what_its_clients_need() -> None:
     assert {found[name] for name in BUNDLE} == {"/home/a/.mitmgate/ca/bundle.pem"}
     assert found["NODE_USE_ENV_PROXY"] == "1"
     assert found["MITMGATE_HOME"] == "/home/a/.mitmgate"
+
+
+def test_a_callers_key_goes_into_the_proxys_address_and_nowhere_else(tmp_path: Path) -> None:
+    running = Running(1, "0.0.0.0:8080", None, tmp_path, None, tmp_path, WAY.bundle, "", "")
+
+    found = variables(way_to(running, WAY.home, key="mg-a/b@c"), {})
+
+    assert {found[name] for name in PROXY} == {"http://mitmgate:mg-a%2Fb%40c@127.0.0.1:8080"}
+    assert [name for name, value in found.items() if "mg-a" in value] == PROXY
+    assert "-Dhttps.proxyHost=127.0.0.1" in found["JAVA_TOOL_OPTIONS"]
+    assert variables(way_to(running, WAY.home), {})["HTTPS_PROXY"] == "http://127.0.0.1:8080"
 
 
 def test_this_machine_and_the_clouds_credentials_are_reached_directly() -> None:

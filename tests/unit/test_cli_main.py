@@ -14,7 +14,10 @@ from mitmgate.errors import Fault, PolicyError, StartError
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(mitmgate.__file__).parents[1])}
 """Of a process that has this very mitmgate, installed or not."""
-DESIGNED = ["serve", "web", "run", "demo", "tail", "report", "show", "cache", "usage", "check", "env", "doctor"]
+DESIGNED = [
+    *("serve", "web", "run", "demo", "tail", "report", "show", "budget", "alert", "cache", "keys", "usage", "check"),
+    *("policy", "env", "doctor"),
+]
 
 
 def stand_in(patch: pytest.MonkeyPatch, error: BaseException) -> None:

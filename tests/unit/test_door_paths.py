@@ -222,6 +222,19 @@ def test_a_target_keeps_its_name_and_provider() -> None:
     assert (place.target, place.provider.slug) == ("eu", "azure-openai")
 
 
+def test_a_providers_own_path_stays_open_however_many_targets_it_has_at_other_hosts() -> None:
+    targets = {name: Target(name, "openai", f"https://{name}.example/v1") for name in ("eu", "us", "ap")}
+    policy = Policy(targets=targets)
+    hosts = hosts_of(policy)
+
+    place = resolve("POST", "/openai/chat/completions", hosts, policy)
+
+    assert isinstance(place, Place)
+    assert place.host == "api.openai.com"
+    found = {hosts.find(host, 443) for host in ("api.openai.com", "eu.example", "us.example", "ap.example")}
+    assert found == {hosts.providers["openai"]}
+
+
 def test_the_answer_to_an_unknown_name_lists_every_provider_and_is_bounded() -> None:
     place = resolve("POST", f"/{'x' * 5000}/y", HOSTS, POLICY)
 

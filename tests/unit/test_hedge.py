@@ -3,7 +3,8 @@
 import pytest
 
 from mitmgate.clock import ManualClock
-from mitmgate.hedge import SAMPLES_KEPT, SAMPLES_LATE, SAMPLES_NEEDED, Hedges, percentile
+from mitmgate.hedge import Hedges
+from mitmgate.lately import SAMPLES_KEPT, SAMPLES_LATE, SAMPLES_NEEDED, percentile
 from mitmgate.policy.values import Hedge
 
 P95 = Hedge("tail", after_s=None, percentile=95, to="eu")

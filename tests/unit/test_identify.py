@@ -51,6 +51,65 @@ def test_a_row_says_who_asks_what_for_what() -> None:
     assert x.sent_fields == [(b"content-type", b"application/json"), (b"authorization", b"Bearer sk-1")]
 
 
+SOURCES = """
+identify:
+  tenant: [header.x-tenant, metadata.tenantId]
+  user: [header.x-user, metadata.userId]
+  session: [header.x-run, metadata.run]
+  prompt_version: [header.x-prompt, metadata.promptVersion]
+"""
+
+
+@pytest.mark.parametrize("field", ["tenant", "user", "session", "prompt_version"])
+def test_the_first_source_that_is_present_counts(field: str) -> None:
+    header = {"tenant": b"x-tenant", "user": b"x-user", "session": b"x-run", "prompt_version": b"x-prompt"}[field]
+    said = b'{"tenantId": "tagged", "userId": "tagged", "run": "tagged", "promptVersion": "tagged"}'
+    tags = (b"cf-aig-metadata", said)
+
+    both = identified(exchange(b"{}", (header, b"named"), tags), SOURCES)
+    tagged = identified(exchange(b"{}", (header, b""), tags), SOURCES)
+
+    assert (getattr(both, field), getattr(tagged, field)) == ("named", "tagged")
+
+
+@pytest.mark.parametrize("policy", ["", SOURCES])
+def test_what_nobody_says_is_unknown_and_labels_that_nothing_fits_stay_out(policy: str) -> None:
+    x = identified(exchange(b"{}"), policy)
+
+    assert (x.tenant, x.user, x.session, x.prompt_version) == (None, None, None, None)
+    assert (x.route, x.tier, x.sla, x.region, x.colo) == (None, None, None, None, None)
+
+
+def test_the_first_label_that_fits_counts_and_places_are_as_the_policy_says() -> None:
+    policy = """
+identify:
+  route: {any: {model: "*"}, small: {model: "*-mini"}}
+  region: jnb
+  colo: jnb-1
+"""
+
+    x = identified(exchange(json.dumps(ASK).encode()), policy)
+
+    assert (x.route, x.region, x.colo) == ("any", "jnb", "jnb-1")
+
+
+@pytest.mark.parametrize(
+    "field", ["tenant", "user", "session", "prompt_version", "route", "tier", "sla", "metadata.team"]
+)
+def test_every_tag_may_be_required(field: str) -> None:
+    refused = identified(exchange(b"{}"), f"identify: {{require: [{field}]}}").refusal
+
+    assert refused is not None
+    assert (refused.status, refused.param, refused.should_retry) == (400, field, False)
+    assert f"takes no request without {field}" in refused.message
+
+
+def test_an_empty_tag_is_a_missing_one() -> None:
+    x = identified(exchange(b"{}", (b"cf-aig-metadata", b'{"team": ""}')), "identify: {require: [metadata.team]}")
+
+    assert x.refusal is not None
+
+
 def test_a_credential_becomes_a_keyed_hash() -> None:
     x = identified(exchange(b"{}", (b"authorization", b"Bearer sk-secret-key")))
 

@@ -2,6 +2,7 @@
 
 import time
 from fnmatch import fnmatchcase
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from mitmgate.errors import PolicyError
 from mitmgate.policy import document, match
 from mitmgate.policy.forms import Plain
+from mitmgate.policy.match import Rules, compile_match, fits
 from mitmgate.policy.values import Cache, Timeout
 
 REQUEST = {
@@ -285,3 +287,49 @@ def test_two_hundred_rules_cost_a_request_well_under_a_millisecond() -> None:
             rule.holds(REQUEST.get)
         best_s = min(best_s, time.perf_counter() - started)
     assert best_s < 0.001  # 0.13 ms where it was written; the rest is room for a busy machine
+
+
+# -- many rules --------------------------------------------------------------------------------------------------------
+
+FEW = (None, "acme", "ACME", "globex", "7", 7, True, "gpt-5", "gpt-5-mini", "gpt-4o")
+SAYINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"tenant": "acme"},
+    {"tenant": ["acme", "globex"]},
+    {"tenant": "ac*"},
+    {"tenant": "absent"},
+    {"tenant": ["acme", "present"]},
+    {"metadata.n": 7},
+    {"metadata.n": True, "tenant": "acme"},
+    {"model": "gpt-5"},
+    {"model": ["gpt-5*", "gpt-4o"]},
+    {"metadata.n": "> 3"},
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(SAYINGS), st.sampled_from([None, *SAYINGS[1:]])), max_size=12),
+    st.fixed_dictionaries({name: st.sampled_from(FEW) for name in ("tenant", "model", "metadata.n")}),
+)
+def test_a_list_of_rules_finds_the_same_as_asking_each_of_them(
+    said: list[tuple[dict[str, Any], dict[str, Any] | None]], values: dict[str, object]
+) -> None:
+    rules = [
+        Cache(60.0, str(n), compile_match(match), compile_match(unless) if unless else None)
+        for n, (match, unless) in enumerate(said)
+    ]
+
+    assert Rules(rules).fitting(values.get) == [rule for rule in rules if fits(rule, values.get)]
+
+
+def test_rules_of_other_tenants_are_passed_over_without_a_question() -> None:
+    asked: list[str] = []
+
+    def get(name: str) -> object:
+        asked.append(name)
+        return "acme"
+
+    rules = Rules([Cache(60.0, str(n), compile_match({"tenant": f"t-{n}", "model": "m"})) for n in range(200)])
+
+    assert rules.fitting(get) == []
+    assert asked == ["tenant"]

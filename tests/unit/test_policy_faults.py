@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mitmgate.errors import PolicyError
 from mitmgate.policy import Policy, load, loads
-from mitmgate.policy.sections import FLOW, Later
+from mitmgate.policy.sections import FLOW
 
 ENV = {"KEY": "sk-real", "EMPTY": " ", "BROKEN": "a\nb", "PROXY": "socks5://u:secret@proxy:1080"}
 
@@ -42,10 +42,6 @@ def target(line: str) -> str:
             "p.yaml:1: xyzzy: unknown section; sections are version, timezone, usage, providers, observe, auth,"
             " identify, guard, limit, budget, cache, cache_store, shape, route, retry, timeout, breaker, hedge,"
             " targets, upstream, latency, trace, alert, export and state",
-        ),
-        (
-            "\nlimit: []",
-            "p.yaml:2: limit: this version has no limit room yet; remove the section (nothing would enforce it)",
         ),
         ("usage: ask\nusage: leave", "p.yaml:2: usage: stands twice; the first is on line 1"),
         # version, timezone, usage
@@ -328,15 +324,8 @@ def test_a_mistake_is_one_sentence(text: str | bytes, fault: str) -> None:
     assert found[0].startswith(fault)
 
 
-@pytest.mark.parametrize("name", [name for name, form in FLOW.items() if isinstance(form, Later)])
-def test_a_section_that_nothing_would_act_on_is_refused_with_the_reason(name: str) -> None:
-    [fault] = faults_of(f"version: 1\n{name}: []\n")
-    assert fault.startswith(f"p.yaml:2: {name}: this version has no {name} room yet; remove the section (")
-    assert fault.endswith(")")
-
-
 def test_all_mistakes_come_at_once_in_file_order() -> None:
-    text = "trace: {keep: 5}\nusage: x\nlimit: []\nusage: y\ntargets:\n  T: {}\nfoo: 1\nprovders: {}\n"
+    text = "trace: {keep: 5}\nusage: x\nlimit: {}\nusage: y\ntargets:\n  T: {}\nfoo: 1\nprovders: {}\n"
     assert [fault.split(": ")[0] for fault in faults_of(text)] == [f"p.yaml:{line}" for line in (1, 2, 3, 4, 6, 7, 8)]
 
 
@@ -381,10 +370,37 @@ WORDS = st.sampled_from(
         "route",
         "hosts",
         "x",
-        "5 s",
-        "env:KEY",
         "trace",
         "none",
+        "name",
+        "find",
+        "then",
+        "ask",
+        "block",
+        "redact",
+        "per",
+        "every",
+        "day",
+        "requests",
+        "cost",
+        "soft",
+        "downgrade",
+        "at",
+        "to",
+        "keys",
+        "key",
+        "when",
+        "budget",
+        "error_rate",
+        "over",
+        "keep_last",
+        "summarize",
+        "aws",
+        "google",
+        "5 s",
+        "env:KEY",
+        "> 5 %",
+        "20 USD",
     ]
 )
 TREES = st.recursive(

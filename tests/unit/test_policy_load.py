@@ -11,7 +11,6 @@ import pytest
 from mitmgate.policy import Policy, default, default_path, load, loads, show
 from mitmgate.policy.match import compile_match
 from mitmgate.policy.secret import Secret
-from mitmgate.policy.sections import FLOW, Later
 from mitmgate.policy.values import Identify, Observe, ProviderHosts, Target, Timeout, Trace, Upstream
 
 ENV = {"SA_KEY": "sa-secret", "CORP_PROXY": "http://me:proxy-secret@proxy.corp.example:3128"}
@@ -230,9 +229,3 @@ def test_the_default_file_writes_out_every_key() -> None:
     said = show(written)
     keys = {f"{section}.{key}" for section, value in said.items() if isinstance(value, dict) for key in value}
     assert keys | set(said) <= set(written.lines)
-
-
-def test_the_default_file_names_the_sections_that_are_still_to_come() -> None:
-    prose = default_path().read_text().replace("\n# ", " ")
-    to_come = prose.partition("Still to come, each with its room: ")[2].partition(". ")[0]
-    assert to_come.split() == [name for name, form in FLOW.items() if isinstance(form, Later)]

@@ -211,3 +211,27 @@ def test_an_old_answer_has_the_price_of_its_day(prices: Prices) -> None:
 def test_warming_loads_the_table_without_a_word(prices: Prices, caplog: pytest.LogCaptureFixture) -> None:
     prices.warm()
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "known"),
+    [
+        ("openai", "gpt-4o-mini", True),
+        ("openai", "GPT-4o-mini", True),
+        ("azure", "gpt-4o-mini", True),
+        ("anthropic", "gpt-4o-mini", False),
+        ("anthropic", "claude-haiku-4-5", True),
+        ("openai", "our-own-model", False),
+        ("nobody", "gpt-4o-mini", False),
+    ],
+)
+def test_whose_models_are_known(prices: Prices, provider: str, model: str, known: bool) -> None:
+    assert prices.knows(provider, "", model) is known
+
+
+def test_a_broken_table_knows_no_model_and_never_raises(prices: Prices, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(prices, "_model", broken)
+    assert not prices.knows("openai", "", "gpt-4o-mini")

@@ -2,6 +2,8 @@
 
 The incident: for the last half hour the target ``azure-eu`` answers 503 after nine seconds, a fallback to ``openai``
 answers instead, and two calls of ``acme`` find neither. A day before, and since, both were well.
+
+Two hours ago ``umbrella`` ran through its budget: a soft step, three calls of the small model, two refusals.
 """
 
 import re
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from mitmgate.store.rows import Row
-from support.sample_traces import at, attempt, call, database, insert, rows_of
+from support.sample_traces import at, attempt, call, database, id_of, insert, rows_of
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -30,7 +32,8 @@ def queries(title: str) -> dict[str, str]:
 
 TEN = queries("Ten queries of an incident review")
 MORE = queries("Retries, cache and rests in SQL")
-QUERIES = TEN | MORE
+GOVERNED = queries("Refusals and budgets in SQL")
+QUERIES = TEN | MORE | GOVERNED
 
 NOW = datetime.fromtimestamp(time.time(), UTC)
 """The queries count back from the database's own clock, so the incident has to be staged before the real present."""
@@ -51,6 +54,13 @@ LOST: dict[str, Any] = {
 }  # fmt: skip
 
 
+REFUSED: dict[str, Any] = {
+    **WELL, "tenant": "umbrella", "user": "u1", "attempts": 0, "status_code": 429, "terminal": "refused",
+    "source": "budget", "error_type": "insufficient_quota", "cost_nanousd": None,
+    "input_tokens": None, "output_tokens": None, "time_to_first_token_ms": None, "duration_ms": 1.0,
+}  # fmt: skip
+
+
 def then(n: int, minutes: float, **columns: Any) -> Row:
     return call(n, minutes=minutes, start=NOW, **columns)
 
@@ -67,6 +77,9 @@ def staged() -> tuple[list[Row], list[Row]]:
     hits = [then(n, -90, **WELL, tenant="initech", route="faq", cache_status="HIT", source="cache", attempts=0,
                  cost_nanousd=0, saved_nanousd=1_000_000, duration_ms=1.5) for n in (53, 54, 55)]  # fmt: skip
 
+    spent = [then(n, -180 + n, **WELL, tenant="umbrella", cost_nanousd=0) for n in range(56, 60)]
+    refused = [then(n, -180 + n, **REFUSED) for n in (60, 61)]
+
     slow: dict[str, Any] = {
         **AZURE,
         "status_code": 503,
@@ -79,7 +92,7 @@ def staged() -> tuple[list[Row], list[Row]]:
     tries += [attempt(1, n, **slow) for n in range(40, 50)]
     tries += [attempt(2, n, target="openai", wait_ms=500.0) for n in range(40, 48)]
     tries += [attempt(2, n, **slow, wait_ms=500.0) for n in (48, 49)]
-    return [*well, *since, *fell_back, *lost, changed, cut, asked, *hits], tries
+    return [*well, *since, *fell_back, *lost, changed, cut, *spent, *refused, asked, *hits], tries
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +111,13 @@ def conn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connectio
              "shadow": 0, "detail": detail}
             for row, detail in zip(calls[-3:], rests, strict=True)
         ]  # fmt: skip
+        budget = [(56, "soft", 0), (57, "downgrade", 0), (58, "downgrade", 0), (59, "downgrade", 0),
+                  (60, "refuse", 0), (61, "refuse", 0), (61, "refuse", 1)]  # fmt: skip
+        events += [
+            {"exchange_id": id_of(n), "at": at(-180 + n, NOW), "room": "budget",
+             "rule": "stricter" if shadow else "tenant-day", "action": action, "shadow": shadow, "detail": "0 USD left"}
+            for n, action, shadow in budget
+        ]  # fmt: skip
         insert(conn, "policy_events", events)
         conn.row_factory = sqlite3.Row
         yield conn
@@ -111,7 +131,7 @@ def first(conn: sqlite3.Connection, heading: str) -> dict[str, object]:
 
 def test_there_are_ten() -> None:
     assert [heading.split(".")[0] for heading in TEN] == [str(n) for n in range(1, 11)]
-    assert len(MORE) == 3
+    assert (len(MORE), len(GOVERNED)) == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +155,13 @@ def test_there_are_ten() -> None:
                                       "saved_usd": 0.003, "hit_ms": 1.5, "miss_ms": 900.0}),
         ("Which target rested", {"target": "azure-eu", "rule": "regions", "rests": 1, "passed_by": 2,
                                  "last_at": at(-120, NOW)}),
+        ("Whom did limits", {"tenant": "umbrella", "room": "budget", "rule": "tenant-day", "refused": 2, "users": 1,
+                             "first_at": at(-120, NOW), "last_at": at(-119, NOW)}),
+        ("How far did each budget", {"rule": "tenant-day", "tenant": "umbrella", "soft_at": at(-124, NOW),
+                                     "downgraded_at": at(-123, NOW), "downgraded": 3, "ended_at": at(-120, NOW),
+                                     "refused": 2}),
+        ("What would a rule in shadow", {"room": "budget", "rule": "stricter", "action": "refuse", "times": 1,
+                                         "tenants": 1}),
     ],
 )  # fmt: skip
 def test_the_query_names_the_culprit(conn: sqlite3.Connection, heading: str, says: dict[str, object]) -> None:

@@ -29,6 +29,7 @@ TARGETS = {
 }
 AZURE = "https://za.openai.azure.com/openai/deployments/gpt-5/chat/completions?api-version=2024-10-21"
 OPENAI = "https://api.openai.com/v1/chat/completions"
+OWN_KEY = (b"api-key", b"the-clients")
 
 
 def exchange(url: str = OPENAI, *fields: tuple[bytes, bytes], model: str = "gpt-5", **facts: object) -> Exchange:
@@ -67,7 +68,8 @@ class Gateway:
     def __init__(self, *route: rules.Route, hedge: tuple[rules.Hedge, ...] = (), chance: float = 0.5) -> None:
         self.clock = ManualClock()
         self.chance = chance
-        self.room = Route(policy(*route, hedge=hedge), HOSTS, self.clock, lambda: self.chance)
+        memory = Places(self.clock), Windows(self.clock)
+        self.room = Route(policy(*route, hedge=hedge), HOSTS, *memory, lambda: self.chance)
 
     def routed(self, x: Exchange, fallback: tuple[str, ...] | None = None) -> list[str]:
         """Return the places that *x* may go to, in order."""
@@ -156,7 +158,8 @@ def test_an_unknown_target_in_the_header_is_refused_with_those_there_are() -> No
 
 def test_a_policy_without_targets_says_so() -> None:
     x = exchange(controls={"fallback": ("eu",)})
-    Route(Policy(), HOSTS, ManualClock(), float).admit(x)
+    clock = ManualClock()
+    Route(Policy(), HOSTS, Places(clock), Windows(clock), float).admit(x)
 
     assert x.refusal is not None
     assert x.refusal.message.endswith("'eu', which is no target; the policy has no targets.")
@@ -525,8 +528,8 @@ def test_a_split_draws_inside_the_zone() -> None:
 
 
 def test_the_own_host_is_in_the_zone_of_the_target_that_stands_there() -> None:
-    assert Gateway(STAYS_IN_ZA).routed(exchange(AZURE)) == ["azure-openai"]
-    assert Gateway(STAYS_IN_ZA).routed(exchange(AZURE.replace("za.", "ZA."))) == ["azure-openai"]
+    assert Gateway(STAYS_IN_ZA).routed(exchange(AZURE, OWN_KEY)) == ["azure-openai"]
+    assert Gateway(STAYS_IN_ZA).routed(exchange(AZURE.replace("za.", "ZA."), OWN_KEY)) == ["azure-openai"]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files", "/v1/models"])
@@ -542,7 +545,8 @@ def test_a_host_of_no_zone_is_outside_of_every_zone(path: str) -> None:
 
 def test_of_two_targets_on_one_host_the_longer_path_tells_the_zone() -> None:
     hosts = Hosts([replace(HOSTS.providers["openai"], hosts=("apim.example",))])
-    room = Route(policy(STAYS_IN_ZA), hosts, ManualClock(), float)
+    clock = ManualClock()
+    room = Route(policy(STAYS_IN_ZA), hosts, Places(clock), Windows(clock), float)
     found = []
     for path in ("/eu/za/chat/completions", "/eu/zab/chat/completions"):
         x = exchange(f"https://apim.example{path}", dialect=dialects.CHAT)
@@ -553,7 +557,7 @@ def test_of_two_targets_on_one_host_the_longer_path_tells_the_zone() -> None:
 
 
 def test_a_zone_holds_for_the_elements_of_a_universal_request() -> None:
-    x = exchange(AZURE, entry="universal")
+    x = exchange(AZURE, OWN_KEY, entry="universal")
     Gateway().routed(x)
     x.legs[0].zone = None
     x.legs.append(replace(x.legs[0], target="openai", host="api.openai.com"))
@@ -617,7 +621,7 @@ def test_a_full_branch_of_a_shadow_is_no_reason_to_wait() -> None:
 
 
 def test_a_shadow_zone_has_nothing_to_say_of_who_is_in_it() -> None:
-    x = exchange(AZURE)
+    x = exchange(AZURE, OWN_KEY)
 
     assert Gateway(replace(STAYS_IN_ZA, shadow=True)).routed(x) == ["azure-openai"]
     assert x.events == []
@@ -671,3 +675,121 @@ def test_what_cannot_be_moved_is_not_hedged(x: Exchange) -> None:
     Gateway(hedge=(HEDGE,)).routed(x)
 
     assert (x.hedge, x.spare) == (None, None)
+
+
+# -- whose key goes with it -------------------------------------------------------------------------------------------
+
+
+def fields_of_leg(x: Exchange) -> dict[str, str]:
+    return joined(x.legs[0].fields)
+
+
+def test_at_its_own_host_a_request_without_a_key_is_the_targets_that_stands_there() -> None:
+    x = exchange(AZURE, (b"cookie", b"c=1"), (b"openai-organization", b"org-1"), (b"x-app", b"1"))
+
+    assert Gateway().routed(x) == ["za"]
+
+    leg = x.legs[0]
+    assert (leg.is_target, leg.zone, leg.key, leg.path) == (True, "za", "za", x.path)
+    assert fields_of_leg(x) == {"host": "za.openai.azure.com", "x-app": "1", "api-key": "k-za"}
+
+
+@pytest.mark.parametrize(
+    "own", [OWN_KEY, (b"Authorization", b"Bearer eyJ"), (b"x-api-key", b"k")], ids=["api-key", "token", "another form"]
+)
+def test_a_key_of_the_clients_own_goes_to_its_own_host_untouched(own: tuple[bytes, bytes]) -> None:
+    x = exchange(AZURE, own)
+
+    assert Gateway().routed(x) == ["azure-openai"]
+    assert x.legs[0].fields == x.sent_fields
+    assert not x.legs[0].is_target
+
+
+def test_a_key_in_the_query_is_one_too() -> None:
+    x = exchange(f"{AZURE}&key=k")
+
+    assert Gateway().routed(x) == ["azure-openai"]
+
+
+def test_a_target_that_brings_no_key_takes_none_away() -> None:
+    x = exchange("https://apim.example/eu/v1/chat/completions", (b"cookie", b"c=1"))
+    x.provider = HOSTS.providers["openai"]
+
+    assert Gateway().routed(x) == ["apim"]
+    assert fields_of_leg(x) == {"host": "apim.example", "cookie": "c=1"}
+
+
+def test_under_auth_places_without_a_key_are_left_out_and_named() -> None:
+    gateway = Gateway(tries("groq", "za"))
+    gateway.room.policy = replace(gateway.room.policy, auth=rules.Auth())
+    x = exchange(keyless=True)
+
+    assert gateway.routed(x) == ["za"]
+    assert [note.partition(",")[0] for note in x.notes] == ["route: Target groq has no key"]
+
+
+def test_under_auth_a_request_that_has_no_key_anywhere_is_refused() -> None:
+    gateway = Gateway()
+    gateway.room.policy = replace(gateway.room.policy, auth=rules.Auth())
+    x = exchange(keyless=True)
+
+    gateway.routed(x)
+
+    assert x.refusal is not None
+    assert (x.refusal.status, x.refusal.kind) == (401, "authentication")
+
+
+# -- a budget sends it elsewhere --------------------------------------------------------------------------------------
+
+
+def downgraded(to: Choice, *fields: tuple[bytes, bytes], url: str = OPENAI) -> Exchange:
+    """Return the exchange as ``budget`` leaves it."""
+    event = Event("budget", "day", "downgrade")
+    return exchange(url, *fields, downgrade=to, route_notes=["downgraded; rule=day"], events=[event])
+
+
+def asked(x: Exchange) -> list[tuple[str, str | None]]:
+    """Return (place, model in the body) of the legs."""
+    return [(leg.target, json.loads(leg.body or x.body or b"{}")["model"]) for leg in x.legs]
+
+
+def test_a_downgrade_asks_its_own_host_for_the_cheaper_model() -> None:
+    x = downgraded(Choice(model="gpt-5-mini"))
+
+    Gateway().routed(x)
+
+    assert asked(x) == [("openai", "gpt-5-mini")]
+    assert x.route_notes == ["downgraded; rule=day"]
+
+
+def test_a_downgrade_asks_every_place_of_a_rule_for_the_cheaper_model() -> None:
+    x = downgraded(Choice(model="gpt-5-mini"))
+
+    Gateway(tries("apim", "groq")).routed(x)
+
+    assert asked(x) == [("apim", "gpt-5-mini"), ("groq", "gpt-5-mini")]
+
+
+def test_a_downgrade_to_a_target_goes_before_rules_and_headers() -> None:
+    x = downgraded(Choice("groq"))
+
+    assert Gateway(tries("apim")).routed(x, ("apim",)) == ["groq"]
+
+
+def test_a_downgrade_that_cannot_be_leaves_the_request_as_it_was_and_says_so() -> None:
+    x = downgraded(Choice(model="gpt-5-mini"), (b"content-encoding", b"gzip"))
+
+    assert Gateway(tries("apim")).routed(x) == ["apim"]
+
+    assert (x.downgrade, x.route_notes, x.events, x.legs[0].body) == (None, [], [], None)
+    why = "apim with model gpt-5-mini is left out: the body is compressed, so the model in it cannot be changed"
+    assert x.notes[0].startswith(f"budget: not downgraded, because {why}")
+
+
+def test_a_downgrade_stays_in_its_zone() -> None:
+    x = downgraded(Choice("eu"), OWN_KEY, url=AZURE)
+
+    assert Gateway(STAYS_IN_ZA).routed(x) == ["azure-openai"]
+
+    assert x.refusal is None
+    assert x.notes == ["budget: not downgraded, because eu is in zone eu"]

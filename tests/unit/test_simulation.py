@@ -262,7 +262,7 @@ def the_total_holds(world: World) -> Broken:
 
 
 def the_books_are_closed(world: World) -> Broken:
-    if (rows := world.chain.writer.backlog.entered) != len(world.all_guests):
+    if (rows := world.chain.state.writer.backlog.entered) != len(world.all_guests):
         yield f"{rows} rows for {len(world.all_guests)} clients"
     for guest in world.all_guests:
         x = guest.x

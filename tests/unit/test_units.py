@@ -106,6 +106,30 @@ def test_what_is_refused_says_what_to_write(read: Callable[[str], object], text:
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2027-01-31T18:00Z", "2027-01-31T18:00:00Z"),
+        ("2027-01-31T18:00", "2027-01-31T18:00:00Z"),
+        (" 2027-01-31 18:00:30 ", "2027-01-31T18:00:30Z"),
+        ("2027-01-31T18:00+02:00", "2027-01-31T16:00:00Z"),
+        ("2027-01-31", "2027-02-01T00:00:00Z"),
+        ("2028-02-28", "2028-02-29T00:00:00Z"),
+    ],
+)
+def test_a_moment_is_in_utc_unless_it_says_its_zone_and_a_date_lasts_to_its_end(text: str, shown: str) -> None:
+    assert units.show_moment(units.moment(text)) == shown
+    assert units.show_moment(units.moment(shown)) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "2027", "2027-02-29", "31.1.2027", "9999-12-31", "0001-01-01T00:00+09:00"]
+)
+def test_what_is_no_moment_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no date or time; write it like 2027-01-31 or 2027-01-31T18:00Z$"):
+        units.moment(text)
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0 s"), (0.5, "500 ms"), (90, "90 s"), (120, "2 m"), (86400, "1 d"), (1.5, "1500 ms"), (3600, "1 h")],
 )

@@ -64,7 +64,7 @@ async def test_a_room_that_raises_refuses_and_nothing_reaches_the_provider(
     def breaks(_x: Exchange) -> None:
         raise ZeroDivisionError("a room with a bug")
 
-    getattr(gateway.chain, f"{step}s").append(breaks)
+    getattr(gateway.chain.rooms, f"{step}s").append(breaks)
     client = await gateway.client(version)
 
     answer = await client.post(CHAT, ASK)
@@ -82,7 +82,7 @@ async def test_a_room_that_raises_when_the_books_are_closed_costs_only_its_own_p
     def breaks(_x: Exchange) -> None:
         raise ZeroDivisionError("a room with a bug")
 
-    gateway.chain.settles.insert(0, breaks)
+    gateway.chain.rooms.settles.insert(0, breaks)
     provider.says(CHAT, ANSWER)
     client = await gateway.http1()
 
@@ -139,7 +139,7 @@ async def test_a_database_that_cannot_be_written_changes_no_byte(
 
         assert (stream.body, answer.body) == (b"".join(STREAM), ANSWER)
         await gateway.until(lambda: len(gateway.settled) == 2)
-        assert gateway.chain.writer.stats.outage
+        assert gateway.chain.state.writer.stats.outage
         gateway.db.rmdir()
         assert len(await gateway.rows(2)) == 2  # they waited
 

@@ -289,7 +289,7 @@ async def test_estimated_usage_is_the_same_on_a_hit(gateway: Gateway, provider: 
 
 async def purge(gateway: Gateway, *which: str) -> str:
     """Purge as a person at another terminal would."""
-    await asyncio.to_thread(gateway.chain.answers.flush, 5.0)
+    await asyncio.to_thread(gateway.chain.state.answers.flush, 5.0)
     command = partial(CliRunner().invoke, cache, ["purge", *which, "--home", str(gateway.home.path)])
     result = await asyncio.to_thread(command)
     assert result.exit_code == 0, result.output

@@ -87,7 +87,7 @@ async def test_what_is_no_whole_good_answer_is_never_kept(gateway: Gateway, prov
         assert [answer.header("cf-aig-cache-status") for answer in answers] == ["MISS", "MISS"], name
         assert answers[0].body == answers[1].body, name
     assert len(provider.heard) == 2 * len(NEVER_KEPT)
-    assert gateway.chain.answers.stats.entries == 0
+    assert gateway.chain.state.answers.stats.entries == 0
 
 
 @pytest.mark.parametrize("last", [CLAUDE_FULL + CLAUDE_STOP, CLAUDE_ERROR], ids=["max_tokens", "error event"])

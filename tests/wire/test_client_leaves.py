@@ -372,7 +372,7 @@ async def test_leaving_ends_every_attempt_at_once_and_gives_the_breakers_probe_b
     hosts.on(OPENAI, CHAT, is_down)
     hosts.on(OTHER, CHAT, is_silent)
     async with open_gateway(RULES, clock=clock, elsewhere=elsewhere) as gateway:
-        gateway.chain.admits.append(seen.append)
+        gateway.chain.rooms.admits.append(seen.append)
         client = await gateway.client(version)
         assert (await client.post(CHAT, ASK_STREAM, "cf-aig-max-attempts: 1")).status >= 503
         await gateway.rows(1)

@@ -123,7 +123,7 @@ async def test_a_replay_goes_through_the_pool_and_makes_no_row(gateway: Gateway,
 
 
 def _requests(gateway: Gateway) -> list[str]:
-    lines = gateway.chain.metrics.text().decode().splitlines()
+    lines = gateway.chain.state.metrics.text().decode().splitlines()
     return [line for line in lines if line.startswith("mitmgate_requests_total{")]
 
 

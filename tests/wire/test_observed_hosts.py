@@ -22,7 +22,7 @@ async def gateway(open_gateway: OpenGateway) -> AsyncIterator[Gateway]:
 
 
 async def spans(gateway: Gateway) -> list[dict[str, Any]]:
-    await gateway.until(lambda: not gateway.chain.observed.under_way)
+    await gateway.until(lambda: not gateway.chain.state.observed.under_way)
     return await gateway.rows(0, "select * from spans")
 
 

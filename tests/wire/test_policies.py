@@ -19,7 +19,21 @@ from support.provider import Heard, Provider, Script, Wire
 from support.speech import ANSWER, CHAT, DONE, HEL, LO, ROLE, STOP, STREAM, USAGE
 
 POLICIES = Path(__file__).parents[2] / "policies"
-KEYS = {"AZURE_OPENAI_KEY": "azure-secret", "AOAI_ZA_KEY": "za-secret", "AOAI_SE_KEY": "se-secret"}
+KEYS = {
+    "AZURE_OPENAI_KEY": "azure-secret",
+    "AOAI_ZA_KEY": "za-secret",
+    "AOAI_SE_KEY": "se-secret",
+    "AOAI_SA_KEY": "sa-secret",
+    "AOAI_EU_KEY": "eu-secret",
+    "SUPPORT_APP_KEY": "mg-support",
+    "PRODUCT_KEY": "mg-product",
+    "OPENAI_KEY": "openai-secret",
+    "OPENAI_SPARE_KEY": "openai-spare-secret",
+    "MODERATION_KEY": "moderation-secret",
+    "CORP_PROXY": "http://proxy.corp.example:3128",
+    "SLACK_WEBHOOK": "https://hooks.slack.example/services/1",
+    "PAGER_URL": "https://pager.example/enqueue",
+}
 
 HI = [{"role": "user", "content": "hi"}]
 ASK = json.dumps({"model": "gpt-5", "messages": HI}).encode()
@@ -109,7 +123,7 @@ async def test_an_outage_of_openai_is_answered_by_azure_and_openai_is_left_alone
         later = await client.post(CHAT, ASK, "authorization: Bearer sk-app")
         rows = await gateway.rows(13)
         rests = await gateway.rows(13, "select detail from policy_events where action = 'rest' order by at")
-        metrics = gateway.chain.metrics.text().decode()
+        metrics = gateway.chain.state.metrics.text().decode()
         with closing(open_reader(gateway.db)) as conn:
             told = {row["target"]: row for row in places(conn, Window(), EVERYTHING)}
     assert [(answer.status, answer.body) for answer in [*answered, later]] == [(200, ANSWER)] * 13
@@ -372,7 +386,7 @@ async def test_an_old_answer_stands_in_where_no_new_one_can_be_had(
         client = await gateway.http1()
         await client.post(CHAT, ASK, marked())
         await gateway.rows(1)
-        gateway.chain.cache.clock = gateway.chain.answers.clock = Later()
+        gateway.chain.cache.clock = gateway.chain.state.answers.clock = Later()
         provider.on(CHAT, is_down)
 
         answer = await client.post(CHAT, ASK, marked())

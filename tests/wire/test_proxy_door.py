@@ -51,7 +51,7 @@ async def test_another_host_keeps_its_own_certificate_and_gets_no_row(
     assert answer.body == b"hello"
     assert provider.heard[0].header("cf-aig-event-id") == "1"  # unseen means untouched
     assert await gateway.rows() == []
-    assert "mitmgate_tunnels_total 1" in gateway.chain.metrics.text().decode()
+    assert "mitmgate_tunnels_total 1" in gateway.chain.state.metrics.text().decode()
     await client.close()
 
 
@@ -185,7 +185,7 @@ async def test_a_tunnel_to_a_name_that_leads_to_a_link_local_address_is_not_dial
     with pytest.raises((ConnectionError, ssl.SSLError)):
         await connect(gateway.port, "rebind.example", gateway.trust())
 
-    assert "mitmgate_refused_tunnels_total 1" in gateway.chain.metrics.text().decode()
+    assert "mitmgate_refused_tunnels_total 1" in gateway.chain.state.metrics.text().decode()
 
 
 async def test_a_provider_name_that_leads_to_a_link_local_address_is_not_dialled(
@@ -254,7 +254,7 @@ async def test_a_client_that_does_not_trust_the_ca_is_counted_and_alarms_nobody(
     with pytest.raises(ssl.SSLCertVerificationError):
         await connect(gateway.port, "api.openai.com", _trusts(authority))
 
-    await gateway.until(lambda: "mitmgate_tls_failures_total 1" in gateway.chain.metrics.text().decode())
+    await gateway.until(lambda: "mitmgate_tls_failures_total 1" in gateway.chain.state.metrics.text().decode())
     assert [record for record in caplog.records if record.name.startswith("mitmgate")] == []
 
 

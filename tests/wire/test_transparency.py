@@ -219,7 +219,7 @@ async def test_a_call_that_generates_nothing_gets_no_row_and_no_headers_of_ours(
     assert [name for name, _ in answer.fields if name.startswith("cf-aig-")] == []
     assert provider.heard[0].header("cf-aig-event-id") is None
     assert await gateway.rows() == []
-    assert "mitmgate_passed_total" in gateway.chain.metrics.text().decode()
+    assert "mitmgate_passed_total" in gateway.chain.state.metrics.text().decode()
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified", "200 OK"])

@@ -34,7 +34,7 @@ async def test_messages_pass_both_ways(gateway: Gateway, provider: Provider) -> 
     assert heard.header("cf-aig-metadata") is None
     assert heard.header("authorization") == "Bearer sk-1"
     assert heard.sni == "api.openai.com"
-    assert 'mitmgate_websockets_total{provider="openai"} 1' in gateway.chain.metrics.text().decode()
+    assert 'mitmgate_websockets_total{provider="openai"} 1' in gateway.chain.state.metrics.text().decode()
 
 
 async def test_an_upgrade_passes_after_a_pooled_request_on_the_same_connection(

@@ -38,9 +38,13 @@ COMMANDS: dict[str, Entry] = {
     "tail": Entry("tail", "Live rows."),
     "report": Entry("report", "Tables: calls, errors, tokens, cost, latency."),
     "show": Entry("show", "One request in full."),
+    "budget": Entry("budget", "Who stands where with each limit and budget; grant more."),
+    "alert": Entry("alert", "Which alert rules are breached; try whom they tell."),
     "cache": Entry("cache", "List, show and purge the answers that are kept."),
+    "keys": Entry("keys", "Who may come in: make, list and revoke keys."),
     "usage": Entry("usage", "What the gateway would book for recorded responses."),
     "check": Entry("check", "Validate a policy and show what would apply."),
+    "policy": Entry("policy", "Which policy held when, and what each edit changed."),
     "env": Entry("env", "The lines to export for a gateway that already runs."),
     "doctor": Entry("doctor", "Find set-up faults."),
 }

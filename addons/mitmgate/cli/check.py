@@ -3,6 +3,9 @@
 Says everything that is wrong in one go, or shows the policy as the gateway would run it: every default written out,
 times in human units, secrets as ``env:NAME``. Reads the same environment as ``serve``, so a missing secret shows here
 first.
+
+``--request``, ``--row`` (``check_request``) and ``--replay`` (``check_replay``) ask what it would do with calls; they
+load the gateway's rooms, which takes a second.
 """
 
 import json
@@ -17,11 +20,14 @@ from urllib.parse import urlsplit
 
 import click
 
-from mitmgate.cli.common import complain, console
+from mitmgate.cli import render
+from mitmgate.cli.common import complain, console, db_option, db_path, home_option
+from mitmgate.cli.policy_file import Environment
 from mitmgate.cli.render import NULL, inert
 from mitmgate.errors import Fault, PolicyError
-from mitmgate.policy import Policy, default, load, show
+from mitmgate.policy import Policy, default, load, notices, show
 from mitmgate.providers import TABLE
+from mitmgate.store.selection import Filters
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,26 +36,80 @@ INDENT = "  "
 LABEL_COLUMNS = 26
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object: ok, faults, policy, hosts.")
+@click.command(
+    epilog="""\b
+Examples:
+  mitmgate check team.yaml
+  mitmgate check --json team.yaml | jq .faults
+  mitmgate check                                  what runs when nobody writes a policy
+  mitmgate check team.yaml --request call.http    which rules act on it, and why
+  pbpaste | mitmgate check team.yaml --request -
+  mitmgate check team.yaml --row last             the same for a recorded call
+  mitmgate check new.yaml --replay 7d             what new.yaml would have changed
+"""
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object; of a policy alone: ok, faults, notices, policy, hosts."
+)
+@click.option(
+    "--request",
+    "request_file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Show which rules act on this request: HTTP as it goes over the wire (POST URL, headers, an empty line, the"
+    " body), a curl command, a HAR, or a JSON body alone, which is taken for OpenAI's chat. - = stdin.",
+)
+@click.option("--row", "row_id", metavar="ID", help='The same for a recorded call: an id, its beginning, or "last".')
+@click.option(
+    "--replay", "since", metavar="TIME", help="Run what was recorded since TIME (7d, 24h, all) through POLICY."
+)
+@click.option("--until", default="all", metavar="TIME", help="Likewise; of --replay.  [default: now]")
+@render.filter_options
+@click.option("--rows", default=20, show_default=True, type=click.IntRange(0), help="Lines of each table; 0 = all.")
+@home_option
+@db_option
 @click.argument("path", metavar="[POLICY]", required=False)
-def check(as_json: bool, path: str | None) -> None:
+def check(
+    as_json: bool,
+    request_file: str | None,
+    row_id: str | None,
+    since: str | None,
+    until: str,
+    filters: Filters,
+    rows: int,
+    home: Path,
+    db: Path | None,
+    path: str | None,
+) -> None:
     """Validate POLICY and show what would apply; without one, the built-in default.
 
-    Exit code 0 if the gateway would run with it, 1 if not. Each fault is a line on stderr that says where, what is
-    wrong and what was probably meant.
+    Each fault is a line on stderr that says where, what is wrong and what was probably meant. What is right and has no
+    effect is said in a line of its own.
 
-    \b
-    mitmgate check team.yaml
-    mitmgate check --json team.yaml | jq .faults
-    mitmgate check            # what runs when nobody writes a policy
+    With --request or --row: what it would do with one request, rule by rule, beside the counters and kept answers of
+    the gateway in --home. With --replay: what would have changed. Nothing is sent and nothing is written; secrets that
+    the policy names need not be set then.
+
+    Exit code 0 if the gateway would run with it, 1 if not, or if the request would be refused.
     """
+    asked = [option for option, given in (("--request", request_file), ("--row", row_id), ("--replay", since)) if given]
+    if len(asked) > 1:
+        raise click.UsageError(f"{' and '.join(asked)} ask for different things; give one of them")
     try:
-        policy = load(Path(path), os.environ, path) if path else default()
+        env = Environment(os.environ) if asked else os.environ
+        policy = load(Path(path), env, path) if path else default()
     except PolicyError as e:
         _refuse(e.faults, as_json)
         sys.exit(1)
-    if as_json:
+    if request_file or row_id:
+        from mitmgate.cli import check_request
+
+        sys.exit(check_request.run(policy, request_file, row_id, home, db, as_json))
+    if since:
+        from mitmgate.cli import check_replay
+
+        check_replay.run(policy, since, until, filters, rows, db_path(home, db), as_json)
+    elif as_json:
         click.echo(json.dumps(as_object(policy, ()), indent=2, ensure_ascii=False))
     else:
         _print(policy)
@@ -77,6 +137,7 @@ def as_object(policy: Policy | None, faults: tuple[Fault, ...]) -> dict[str, Any
     """Return what ``--json`` prints; *policy* is None where it has *faults*."""
     said: dict[str, Any] = {"ok": not faults, "faults": [asdict(fault) for fault in faults]}
     if policy is not None:
+        said["notices"] = notices(policy)
         said["policy"] = show(policy)
         said["sha256"] = policy.sha256
         said["hosts"] = {"intercepted": intercepted(policy), "observed": observed(policy)}
@@ -118,6 +179,8 @@ def _print(policy: Policy) -> None:
     out = console()
     name = inert(policy.path or "the built-in default")
     out.print(f"{name} is valid; its sha256 begins {policy.sha256}", style="green", soft_wrap=True)
+    for notice in notices(policy):
+        out.print(inert(notice), style="yellow", soft_wrap=True)
     out.print()
     _print_rows(out, show(policy))
     out.print("\nWhat would apply", style="bold")

@@ -39,6 +39,13 @@ identify:
   route:
     agent: {{metadata.feature: agent}}
     faq: {{metadata.feature: faq}}
+guard:
+  - {{name: people, find: email, then: redact, restore: true}}
+limit:
+  - {{name: trial, match: {{tenant: initech}}, requests: 1, every: 1 m}}
+budget:
+  - {{name: big-model, match: {{model: gpt-5}}, per: tenant, cost: 0.0002 USD, every: 1 h,
+     downgrade: {{at: 50 %, to: {{model: gpt-5-mini}}}}, hard: record}}
 cache:
   - {{name: faq, match: {{route: faq}}, ttl: 1 h}}
 route:

@@ -13,7 +13,7 @@ import click
 
 from mitmgate.cli import roots
 from mitmgate.cli.common import home_option, read_run, warn
-from mitmgate.cli.environment import remarks, variables, way_to
+from mitmgate.cli.environment import KEY, remarks, variables, way_to
 from mitmgate.errors import StartError
 
 type Line = Callable[[str, str], str]
@@ -49,12 +49,15 @@ def shell_of(path: str) -> str:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: name to value.")
 @click.option("--shell", type=click.Choice(list(LINES)), help="Whose syntax.  [default: as $SHELL says]")
 def env(home: Path, as_json: bool, shell: str | None) -> None:
-    """Print the lines to export for a gateway that already runs."""
+    """Print the lines to export for a gateway that already runs.
+
+    Where it asks for a key (`auth`), set MITMGATE_KEY before: the proxy's address then has it.
+    """
     running = read_run(home)
     if running is None:
         raise StartError(f"no gateway runs in {home}; start one with `mitmgate serve`, or use `mitmgate run -- CMD`")
     truststore, troubles = roots.prepare(running.ca_bundle, os.environ)
-    way = way_to(running, home, truststore)
+    way = way_to(running, home, truststore, os.environ.get(KEY))
     for sentence in (*troubles, *remarks(way, os.environ)):
         warn(f"mitmgate: {sentence}")
     values = variables(way, os.environ)

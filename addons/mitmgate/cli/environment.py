@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mitmgate.cli.common import Running
 from mitmgate.providers import TABLE, Provider
@@ -63,8 +63,18 @@ class Way:
     """PKCS #12 with the bundle's certificates; None where it could not be written."""
 
 
-def way_to(running: Running, home: Path, truststore: Path | None = None) -> Way:
-    return Way(running.proxy_url, running.ca_bundle, home, truststore)
+KEY = "MITMGATE_KEY"
+"""The variable with the key of whoever calls, for a gateway that asks for one."""
+
+
+def way_to(running: Running, home: Path, truststore: Path | None = None, key: str | None = None) -> Way:
+    """Return the way to *running*; with *key* its proxy's address has that, as nearly every client sends it from there
+    (Java does not).
+    """
+    url = running.proxy_url
+    if key:
+        url = url.replace("://", f"://mitmgate:{quote(key, safe='')}@", 1)
+    return Way(url, running.ca_bundle, home, truststore)
 
 
 def variables(way: Way, env: Mapping[str, str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from click.core import ParameterSource
 
 from mitmgate.cli import background, roots
 from mitmgate.cli.common import Running, complain, on_terminal, read_run, serve_options, warn
-from mitmgate.cli.environment import remarks, variables, way_to
+from mitmgate.cli.environment import KEY, remarks, variables, way_to
 from mitmgate.clock import SystemClock, iso
 from mitmgate.errors import StartError
 
@@ -55,7 +55,8 @@ def run(
 ) -> None:
     """Run a program with proxy and CA variables set (Python, Node, curl, Java, Go, gRPC, AWS).
 
-    The options are those of `serve`, for the gateway that is started where none runs.
+    The options are those of `serve`, for the gateway that is started where none runs. For one that asks for a key
+    (`auth`), set MITMGATE_KEY: the proxy's address then has it.
     """
     signal.signal(signal.SIGTERM, leave)
     code = why_not(command[0], os.environ)
@@ -119,7 +120,7 @@ def refuse_vain_options(ctx: click.Context, home: Path) -> None:
 def environment_for(running: Running, home: Path) -> dict[str, str]:
     """Return the program's environment, and say what in ours a person should know about."""
     truststore, troubles = roots.prepare(running.ca_bundle, os.environ)
-    way = way_to(running, home, truststore)
+    way = way_to(running, home, truststore, os.environ.get(KEY))
     for sentence in (*troubles, *remarks(way, os.environ)):
         warn(f"mitmgate: {sentence}")
     return {**os.environ, **variables(way, os.environ)}

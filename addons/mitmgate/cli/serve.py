@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from mitmgate import __version__
-from mitmgate.cli.common import DATABASE, read_run, serve_options
+from mitmgate.cli.common import DATABASE, default_home, read_run, serve_options, warn
 from mitmgate.errors import StartError
 from mitmgate.policy import Policy
 
@@ -103,7 +103,7 @@ def start(settings: Settings) -> int:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "mitmgate", *sys.argv[1:]])
 
     from mitmgate.home import Home, check_database
-    from mitmgate.policy import default, load
+    from mitmgate.policy import default, load, notices
 
     policy = load(Path(settings.policy_path), os.environ, settings.policy_path) if settings.policy_path else default()
     if running := read_run(settings.home):
@@ -114,10 +114,13 @@ def start(settings: Settings) -> int:
     home = Home(settings.home)
     secret = home.prepare()
     check_database(settings.db)
+    refuse_open_doors(settings, policy)
+    for notice in notices(policy):
+        warn(notice)
     sockets = bind(settings)
     if settings.workers > 1:
         return _share(settings, policy, home, secret, sockets)
-    return _work(settings, policy, home, secret, sockets, lambda page: _announce(settings, home, sockets, page))
+    return _work(settings, policy, home, secret, sockets, lambda page: _announce(settings, policy, home, sockets, page))
 
 
 # -- doors
@@ -131,21 +134,60 @@ def bind(settings: Settings) -> dict[str, socket.socket]:
     return doors
 
 
-def _bind(address: str, option: str) -> socket.socket:
+def refuse_open_doors(settings: Settings, policy: Policy) -> None:
+    """Raise ``StartError`` where other machines would get in and nobody is asked for a key, or nobody has one."""
+    doors = {"--listen": settings.listen, "--base-url-listen": settings.base_url_listen}
+    for option, address in doors.items():
+        if address is None or is_loopback(split(address, option)[0]):
+            continue
+        if policy.auth is None:
+            raise StartError(
+                f"{option} {address} is no loopback address: other machines would get in,"
+                " and the policy has no `auth` section; add `auth: {}` to it, or listen on 127.0.0.1"
+            )
+        if not policy.auth.keys and not live_keys(settings.db):
+            raise StartError(
+                f"{option} {address} is open to other machines, and nobody has a key yet:"
+                f" make one with `mitmgate keys new NAME{_homed(settings)}`, or put one into the policy"
+            )
+
+
+def live_keys(database: Path) -> int:
+    """Return how many keys beside *database* open a door now; raise ``StartError`` where they cannot be read."""
+    import sqlite3
+
+    from mitmgate.clock import SystemClock
+    from mitmgate.store import key_file
+
+    path = key_file.beside(database)
+    try:
+        return key_file.live(path, SystemClock.wall())
+    except (sqlite3.Error, OSError) as e:
+        raise StartError(f"the keys in {path} cannot be read: {e}") from e
+
+
+def _homed(settings: Settings) -> str:
+    """Return the options by which another command finds the same keys."""
+    if settings.db != settings.home / DATABASE:
+        return f" --home {settings.home} --db {settings.db}"
+    return "" if settings.home == default_home() else f" --home {settings.home}"
+
+
+def split(address: str, option: str) -> tuple[str, int]:
+    """Return host and port of *address*; raise ``StartError`` where it is none."""
     host, _, port_text = address.rpartition(":")
-    host = host.strip("[]")
     if ":" not in address or not port_text.isdigit() or int(port_text) > 65535:
         raise StartError(f"{option} {address!r} is no HOST:PORT, e.g. 127.0.0.1:8080")
-    if not is_loopback(host):
-        raise StartError(
-            f"{option} {address} is no loopback address: other machines would get in,"
-            " and the policy has no `auth` section; listen on 127.0.0.1"
-        )
+    return host.strip("[]"), int(port_text)
+
+
+def _bind(address: str, option: str) -> socket.socket:
+    host, port = split(address, option)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((host, int(port_text)))
+        bound.bind((host, port))
     except OSError as error:
         bound.close()
         raise StartError(
@@ -194,6 +236,7 @@ async def _gateway(
     from mitmgate.chain import Chain
 
     chain = Chain(policy, settings.db, secret)
+    chain.reload.watch(settings.policy_path)
     master.listen_on(sockets)
     opts = options.Options(confdir=str(home.ca))
     if settings.web:
@@ -222,12 +265,14 @@ def _share(settings: Settings, policy: Policy, home: Any, secret: bytes, sockets
 
     workers = Workers(settings.workers, work)
     try:
-        return workers.run(lambda: _announce(settings, home, sockets, None))
+        return workers.run(lambda: _announce(settings, policy, home, sockets, None))
     finally:
         home.withdraw()
 
 
-def _announce(settings: Settings, home: Any, sockets: dict[str, socket.socket], page: str | None) -> None:
+def _announce(
+    settings: Settings, policy: Policy, home: Any, sockets: dict[str, socket.socket], page: str | None
+) -> None:
     """Both doors accept: write ``run.json`` and say what to export, and where mitmweb's *page* is."""
     from mitmgate.clock import SystemClock, iso
     from mitmgate.home import RunFile
@@ -256,7 +301,7 @@ def _announce(settings: Settings, home: Any, sockets: dict[str, socket.socket], 
         *([f"  mitmweb        {page}"] if page else []),
         "",
         "In the shell of your app (`mitmgate env` prints what every client needs):",
-        f"  export HTTPS_PROXY=http://{proxy}",
+        f"  export HTTPS_PROXY=http://{'user:KEY@' if policy.auth else ''}{proxy}",
         f"  export SSL_CERT_FILE={home.bundle}",
         "or start it with: mitmgate run -- COMMAND",
     ]

@@ -33,10 +33,12 @@ def play(scene: Scene) -> str:
         return leave(scene, pieces)
     if scene.ending == "cut":
         return bear_the_cut(scene, pieces)
+    if scene.ending == "refused":
+        return bear_the_refusal(scene, pieces)
     said = "".join(pieces)
     if said != scene.answer:
         raise ValueError(f"{scene.name}: the provider said {scene.answer!r}, the app got {said!r}")
-    return f"calls weather({said})" if scene.tool else said
+    return f"calls weather({said})" if scene.tool else said + aside(scene)
 
 
 def leave(scene: Scene, pieces: Iterator[str]) -> str:
@@ -55,6 +57,23 @@ def bear_the_cut(scene: Scene, pieces: Iterable[str]) -> str:
             raise
         return f"{said} … {type(e).__name__}"
     raise ValueError(f"{scene.name}: the stream ended as if nothing were missing, after {said!r}")
+
+
+def bear_the_refusal(scene: Scene, pieces: Iterable[str]) -> str:
+    from openai import RateLimitError
+
+    try:
+        said = "".join(pieces)
+    except RateLimitError as e:
+        return f"{type(e).__name__}, to be tried again in {e.response.headers['retry-after']} s"
+    raise ValueError(f"{scene.name}: it was let through, and the app got {said!r}")
+
+
+def aside(scene: Scene) -> str:
+    """Return what there is to know of an answer besides what it says."""
+    if scene.heard:
+        return f" (the provider read: {scene.heard})"
+    return f" (asked of {scene.model}, answered by {scene.answers_as})" if scene.answers_as else ""
 
 
 def headers(scene: Scene) -> dict[str, str]:
@@ -96,6 +115,8 @@ def chat(scene: Scene) -> Iterator[str]:
         **({"tools": [WEATHER]} if scene.tool else {}),
     )
     if not scene.stream:
+        if answer.model != (scene.answers_as or scene.model):
+            raise ValueError(f"{scene.name}: {answer.model} answered")
         message = answer.choices[0].message
         yield message.tool_calls[0].function.arguments if scene.tool else message.content
         return

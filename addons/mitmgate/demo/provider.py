@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -118,11 +118,16 @@ class Stage:
         if scene.trouble == "down" and asked.host == OPENAI:
             await whole(error("no capacity"), "503 Service Unavailable", writer)
             return True
-        pieces = say(scene, asked.body)
+        pieces = say(as_asked(scene, asked.body), asked.body)
         if not scene.stream:
             await whole(pieces[0], "200 OK", writer)
             return True
         return await stream(scene, pieces, writer)
+
+
+def as_asked(scene: Scene, body: bytes) -> Scene:
+    """Return *scene* with the model that *body* asks for: that one answers, whatever the app had asked for."""
+    return replace(scene, model=json.loads(body).get("model", scene.model))  # Gemini has it in the path
 
 
 def error(message: str) -> bytes:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 type Api = Literal["chat", "responses", "messages", "gemini"]
-type Ending = Literal["whole", "cut", "client leaves"]
+type Ending = Literal["whole", "cut", "client leaves", "refused"]
+"""``refused``: by a limit of the demo's policy; the provider is not asked."""
 type Trouble = Literal["busy", "down"]
 """``busy``: turned away with 429 the first time; ``down``: 503 from OpenAI, while Azure answers."""
 
@@ -21,7 +22,9 @@ class Scene:
     prompt: str
     """The provider knows a scene by it."""
     answer: str
+    """As the app gets it."""
     model: str
+    """As the app asks for it."""
     input_tokens: int
     """All input, cached included."""
     output_tokens: int
@@ -32,6 +35,12 @@ class Scene:
     trouble: Trouble | None = None
     tool: bool = False
     """The answer is a call of the tool ``weather``."""
+    heard: str | None = None
+    """The prompt as the provider gets it, where a guard changes it; the provider then knows the scene by this alone."""
+    said: str | None = None
+    """The answer as the provider gives it, where that is not how the app gets it."""
+    answers_as: str | None = None
+    """The model that answers, where a budget has the call asked of another one."""
     tenant: str = "acme"
     feature: str = "faq"
 
@@ -82,6 +91,19 @@ SCENES: tuple[Scene, ...] = (
         "Yes, in another house.", "gpt-5-mini", 11, 8, stream=True, trouble="down", feature="agent",
     ),
     Scene(
+        "OpenAI chat, an address in it", "chat", "Ask ada@example.org to tea.",
+        "Dear ada@example.org: tea!", "gpt-5-mini", 12, 10, stream=True, tenant="initech", feature="agent",
+        heard="Ask [email_1] to tea.", said="Dear [email_1]: tea!",
+    ),
+    Scene(
+        "OpenAI chat, over a limit", "chat", "And a second cup?",
+        "", "gpt-5-mini", 0, 0, ending="refused", tenant="initech", feature="agent",
+    ),
+    Scene(
+        "OpenAI chat, near a budget's end", "chat", "What is enough?",
+        "Less than one thinks.", "gpt-5", 10, 7, tenant="globex", feature="agent", answers_as="gpt-5-mini",
+    ),
+    Scene(
         "OpenAI chat, cut by the provider", "chat", "Tell me a story.",
         "Once upon a time there was a connection that", "gpt-5-mini", 12, 0, stream=True, ending="cut", feature="agent",
     ),
@@ -97,5 +119,5 @@ LEAVES_AFTER = 3
 
 
 def scene_of(body: bytes) -> Scene | None:
-    """Return the scene whose prompt stands in a request's *body*."""
-    return next((scene for scene in SCENES if scene.prompt.encode() in body), None)
+    """Return the scene whose prompt, as the provider gets it, stands in a request's *body*."""
+    return next((scene for scene in SCENES if (scene.heard or scene.prompt).encode() in body), None)

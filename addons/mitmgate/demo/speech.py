@@ -22,7 +22,7 @@ def say(scene: Scene, request: bytes) -> list[bytes]:
 
 def words(scene: Scene) -> list[str]:
     """Return the answer cut into words, each but the first with the blank before it."""
-    first, *rest = scene.answer.split(" ")
+    first, *rest = (scene.said or scene.answer).split(" ")
     return [first, *(f" {word}" for word in rest)]
 
 

@@ -263,8 +263,7 @@ class Generic:
         return GenericReader(call)
 
     def error_body(self, refusal: Refusal, log_id: str | None) -> bytes:
-        """Return the OpenAI form with ``message`` at the top, too, where Cohere's and Amazon's SDKs look for it."""
-        return refusals.body({"message": refusals.message(refusal, log_id), **refusals.openai(refusal, log_id)})
+        return refusals.body(refusals.plain(refusal, log_id))
 
     def error_event(self, refusal: Refusal, log_id: str | None) -> bytes:
         return refusals.event(refusals.openai(refusal, log_id))

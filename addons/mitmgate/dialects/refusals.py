@@ -2,7 +2,8 @@
 
 What the SDKs look at: OpenAI and Anthropic raise by status and show ``error``; within a stream OpenAI's raises on any
 data with an ``error`` member, Anthropic's on ``event: error``, Google's on data that begins with ``{"error":``.
-That is how openai 2, anthropic 1 and google-genai 2 do it.
+That is how openai 2, anthropic 1 and google-genai 2 do it. Amazon's goes by ``__type`` (botocore 1.44), Cohere's shows
+``message``.
 """
 
 import json
@@ -33,6 +34,21 @@ WORDS: Mapping[Kind, Words] = {
     "timeout": Words("server_error", "timeout", "timeout_error", "DEADLINE_EXCEEDED"),
     "connection": Words("server_error", "connection_error", "api_error", "UNAVAILABLE"),
     "internal": Words("server_error", "internal_error", "api_error", "INTERNAL"),
+}
+
+
+AMAZON: Mapping[Kind, str] = {
+    "bad_request": "ValidationException",
+    "too_large": "ValidationException",
+    "authentication": "AccessDeniedException",
+    "permission": "AccessDeniedException",
+    "not_found": "ResourceNotFoundException",
+    "rate_limit": "ThrottlingException",
+    "insufficient_quota": "ServiceQuotaExceededException",
+    "overloaded": "ServiceUnavailableException",
+    "timeout": "ModelTimeoutException",
+    "connection": "ServiceUnavailableException",
+    "internal": "InternalServerException",
 }
 
 
@@ -76,6 +92,12 @@ def google(refusal: Refusal, log_id: str | None) -> dict[str, Any]:
     status = WORDS[refusal.kind].google
     error = {"code": refusal.status, "message": message(refusal, log_id), "status": status, "details": details}
     return {"error": error}
+
+
+def plain(refusal: Refusal, log_id: str | None) -> dict[str, Any]:
+    """Return the OpenAI form with what Amazon's and Cohere's SDKs look for at the top."""
+    top = {"message": message(refusal, log_id), "__type": AMAZON[refusal.kind]}
+    return top | openai(refusal, log_id)
 
 
 def body(value: dict[str, Any]) -> bytes:

@@ -89,6 +89,23 @@ class Node:
         return tuple(self.value) if isinstance(self.value, list) else (self,)
 
     @property
+    def under(self) -> Mapping[str, "Node"]:
+        """The entries of a mapping; of any other value none."""
+        return self.value if isinstance(self.value, dict) else {}
+
+    def get(self, *names: str) -> "Node | None":
+        """Return what is found by going in by *names*, None where there is nothing."""
+        node: Node | None = self
+        for name in names:
+            node = node.under.get(name) if node is not None else None
+        return node
+
+    @property
+    def text(self) -> str | None:
+        """The value where it is text, else None."""
+        return self.value if isinstance(self.value, str) else None
+
+    @property
     def what(self) -> str:
         """What the value is, for sentences: ``a list``."""
         return _WHAT[type(self.value)]

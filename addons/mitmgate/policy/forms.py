@@ -39,8 +39,12 @@ class Context:
     env: Mapping[str, str] = field(default_factory=dict)
     providers: frozenset[str] = frozenset()
     """Slugs of the table and names under ``providers``."""
+    families: Mapping[str, str] = field(default_factory=dict)
+    """Name of a provider -> the API that is spoken there, as far as the file says it."""
     targets: Mapping[str, "Place"] = field(default_factory=dict)
     """Names under ``targets``, whether or not the rest of the file is right."""
+    budgets: Mapping[str, Node] = field(default_factory=dict)
+    """Names of the rules under ``budget``, whether or not the rest of the file is right -> the rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,13 +235,24 @@ def show_text(value: str | None) -> str | None:
     return value.source if isinstance(value, Secret) else value
 
 
-def read_secret(node: Node, context: Context) -> Secret:
+def read_secret(node: Node, context: Context, one_line: bool = True) -> Secret:
     """Return the secret that ``env:NAME`` at *node* stands for."""
     raw = scalar(node, "env:NAME")
     try:
-        return secret.resolve(raw, context.env)
+        return secret.resolve(raw, context.env, one_line)
     except ValueError as e:
         raise node.wrong(str(e)) from e
+
+
+def _read_reference(node: Node, context: Context) -> Secret:
+    raw = scalar(node, "env:NAME")
+    if secret.is_reference(raw) and not raw.startswith("env:"):
+        raise node.wrong(f"{raw!r}: only a header has a scheme; write env:NAME alone")
+    return read_secret(node, context)
+
+
+reference: Form[str] = Form(_read_reference, show_text)
+"""A secret, which stands in the environment: ``env:NAME`` and nothing else."""
 
 
 def _read_file(node: Node, context: Context) -> str:
@@ -305,6 +320,11 @@ def not_empty[T](form: Form[T], what: str) -> Form[tuple[T, ...]]:
         return several.read(node, context)
 
     return Form(read, several.show)
+
+
+def written[T](form: Form[tuple[T, ...]]) -> Form[tuple[T, ...]]:
+    """The same list; where it is empty, nobody wrote it, so it is not shown."""
+    return Form(form.read, lambda values: form.show(values) or None)
 
 
 def any_name(node: Node, name: str) -> None:

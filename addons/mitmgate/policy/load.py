@@ -14,7 +14,7 @@ from mitmgate.errors import Fault, PolicyError, StartError
 from mitmgate.policy import document
 from mitmgate.policy.document import Node
 from mitmgate.policy.forms import Context, did_you_mean, gather, listing
-from mitmgate.policy.sections import FLOW, Later, providers, targets
+from mitmgate.policy.sections import FLOW, budget, providers, targets
 from mitmgate.policy.sections.hosts import claimed_twice
 from mitmgate.policy.values import Policy
 
@@ -48,7 +48,12 @@ def loads(text: bytes | str, shown: str, env: Mapping[str, str], folder: Path | 
     data = text.encode() if isinstance(text, str) else text
     root, faults = document.parse(_decode(data, shown), shown)
     context = Context(
-        Path(shown).parent if folder is None else folder, env, providers.names(root), targets.places(root)
+        folder=Path(shown).parent if folder is None else folder,
+        env=env,
+        providers=providers.names(root),
+        families=providers.families(root),
+        targets=targets.places(root),
+        budgets=budget.named(root),
     )
     try:
         values = _sections(root, context)
@@ -61,7 +66,8 @@ def loads(text: bytes | str, shown: str, env: Mapping[str, str], folder: Path | 
     if faults:
         raise PolicyError(_in_order(faults))
     lines = {key: node.line for key, node in nodes.items()}
-    return Policy(path=shown, sha256=hashlib.sha256(data).hexdigest()[:12], lines=lines, **values)
+    sha256 = hashlib.sha256(data).hexdigest()[:12]
+    return Policy(path=shown, sha256=sha256, text=_decode(data, shown), lines=lines, **values)
 
 
 def default() -> Policy:
@@ -79,7 +85,7 @@ def default_path() -> Path:
 
 def show(policy: Policy) -> dict[str, Any]:
     """Return *policy* in the words of the file, every default written out, secrets as ``env:NAME``."""
-    return {name: form.show(getattr(policy, name)) for name, form in FLOW.items() if not isinstance(form, Later)}
+    return {name: form.show(getattr(policy, name)) for name, form in FLOW.items()}
 
 
 def _decode(data: bytes, shown: str) -> str:
@@ -106,8 +112,6 @@ def _section(name: str, node: Node, context: Context) -> Any:
     if form is None:
         hint = did_you_mean(name, FLOW) or f"; sections are {listing(FLOW, 'and')}"
         raise node.wrong(f"unknown section{hint}")
-    if isinstance(form, Later):
-        raise node.wrong(f"this version has no {name} room yet; remove the section ({form.without})")
     return form.read(node, context)
 
 

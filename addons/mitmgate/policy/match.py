@@ -83,10 +83,29 @@ class Match:
                 return False
         return True
 
+    def failing(self, get: Get) -> "Failing | None":
+        """Return the first field that does not hold, for people; None where all do."""
+        for name, test in self._tests:
+            found = get(name)
+            if not test(found):
+                return Failing(name, found, self.says[name])
+        return None
+
     @property
     def fields(self) -> frozenset[str]:
         """The fields that the match asks for."""
         return frozenset(self.says)
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """A field of a match that does not hold."""
+
+    field: str
+    found: object | None
+    """In the request; None where it has none."""
+    wanted: Plain
+    """As in the file."""
 
 
 class Rule(Protocol):
@@ -120,6 +139,60 @@ def shadows[R: Rule](rules: Iterable[R], get: Get) -> list[R]:
 def fits(rule: Rule, get: Get) -> bool:
     """Return whether ``match`` holds and ``unless`` does not."""
     return (rule.match is None or rule.match.holds(get)) and not (rule.unless is not None and rule.unless.holds(get))
+
+
+class Rules[R: Rule]:
+    """A list of rules that every request meets: one look-up per field passes over those that are for others.
+
+    In a file for many tenants most rules say ``tenant: NAME``; asking each of two hundred costs a tenth of what a whole
+    request does.
+    """
+
+    def __init__(self, rules: Iterable[R]) -> None:
+        self.rules = tuple(rules)
+        self._for_all: list[int] = []
+        """Places of the rules that no single field tells apart."""
+        self._by_field: dict[str, dict[str, list[int]]] = {}
+        """Field -> value in lower case -> places of the rules that ask for it."""
+        for place, rule in enumerate(self.rules):
+            field_name, words = _told_by(rule.match)
+            if field_name is None:
+                self._for_all.append(place)
+                continue
+            places = self._by_field.setdefault(field_name, {})
+            for word in words:
+                places.setdefault(word, []).append(place)
+
+    def __bool__(self) -> bool:
+        return bool(self.rules)
+
+    def likely(self, get: Get) -> list[R]:
+        """Return the rules that may hold, in their order; ``acts``, ``shadows`` and ``fits`` know whether they do."""
+        found = self._for_all
+        for name, places in self._by_field.items():
+            value = get(name)
+            if value is not None and (more := places.get(_lower(value))):
+                found = [*found, *more]
+        if found is not self._for_all:
+            found.sort()
+        return [self.rules[place] for place in found]
+
+    def fitting(self, get: Get) -> list[R]:
+        """Return the rules that hold, in their order, those with ``shadow`` among them."""
+        return [rule for rule in self.likely(get) if fits(rule, get)]
+
+
+def _told_by(match: Match | None) -> tuple[str | None, frozenset[str]]:
+    """Return a field of which *match* names the values by whole words, and these; None where it has none."""
+    for name, value in match.says.items() if match else ():
+        words = value if isinstance(value, list) else [value]
+        if name not in ("stream", "input_tokens") and not any(_is_special(one) or _wild(_text(one)) for one in words):
+            return name, frozenset(_text(one).lower() for one in words)
+    return None, frozenset()
+
+
+def _lower(value: object) -> str:
+    return (value if isinstance(value, str) else _json(value)).lower()
 
 
 def compile_match(says: Mapping[str, Plain]) -> Match:
@@ -276,7 +349,7 @@ def _texts(globs: list[str]) -> Test:
     def test(found: object | None) -> bool:
         if found is None:
             return False
-        text = (found if isinstance(found, str) else _json(found)).lower()
+        text = _lower(found)
         return text in words or text.startswith(starts) or (fits is not None and fits(text) is not None)
 
     return test

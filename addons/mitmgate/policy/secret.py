@@ -30,10 +30,11 @@ def is_reference(text: str) -> bool:
     return REFERENCE.fullmatch(text) is not None
 
 
-def resolve(text: str, env: Mapping[str, str]) -> Secret:
+def resolve(text: str, env: Mapping[str, str], one_line: bool = True) -> Secret:
     """Return what the reference *text* stands for in *env*.
 
-    Raises ``ValueError`` with a sentence that names the variable and never its value.
+    Raises ``ValueError`` with a sentence that names the variable and never its value; *one_line* is for what goes into
+    a header, where a line break would end it.
     """
     found = REFERENCE.fullmatch(text)
     if found is None:
@@ -46,6 +47,6 @@ def resolve(text: str, env: Mapping[str, str]) -> Secret:
         raise ValueError(f"the environment variable {name} is not set")
     if not value.strip():
         raise ValueError(f"the environment variable {name} is empty")
-    if UNPRINTABLE.search(value):
+    if one_line and UNPRINTABLE.search(value):
         raise ValueError(f"the environment variable {name} holds a line break or another control character")
     return Secret((scheme or "") + value, text)

@@ -7,6 +7,7 @@ was probably meant. Each reader takes the text as it stands in the file and rais
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Literal
 
@@ -47,6 +48,8 @@ MEANT: Mapping[str, str] = {
 
 QUANTITY = re.compile(r"([+-]?)([0-9][0-9_]*)(\.[0-9]+)?\s*([^\s0-9.+-]*)", re.ASCII)
 
+DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+
 MOST_DECIMALS = 12
 
 MOST = Decimal(10**15)
@@ -65,6 +68,18 @@ def time(text: str) -> float:
 def span(text: str) -> float | Calendar:
     """Return seconds, or the calendar unit itself where *text* is ``day``, ``week`` or ``month``."""
     return _CALENDAR[text] if text in _CALENDAR else time(text)
+
+
+def moment(text: str) -> float:
+    """Return seconds since 1970 of ``2027-01-31T18:00Z``; of a date alone, when it is over. UTC unless it says more."""
+    text = text.strip()
+    try:
+        if DATE.fullmatch(text):
+            return (datetime.fromisoformat(text).replace(tzinfo=UTC) + timedelta(days=1)).timestamp()
+        said = datetime.fromisoformat(text)
+        return (said.astimezone(UTC) if said.tzinfo else said.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no date or time; write it like 2027-01-31 or 2027-01-31T18:00Z") from None
 
 
 def size(text: str) -> int:
@@ -102,6 +117,10 @@ def show_time(seconds: float) -> str:
 
 def show_span(value: float | Calendar) -> str:
     return value if isinstance(value, str) else show_time(value)
+
+
+def show_moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def show_size(size_bytes: int) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mitmgate.policy.match import Match
+from mitmgate.policy.units import Calendar
 
 type Strings = tuple[str, ...]
 
@@ -33,6 +34,28 @@ class Observe:
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """A row of ``auth.keys``: a key of the gateway's own, and what it proves and permits."""
+
+    name: str
+    key: str
+    """A resolved secret; never printed."""
+    tenant: str | None = None
+    user: str | None = None
+    models: Strings = ()
+    """Globs of the models that it may ask for; empty = all."""
+    expires: float | None = None
+    """Seconds since 1970; None = never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """Whoever comes through a door has to show a key: one of these, or one made by ``mitmgate keys new``."""
+
+    keys: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Identify:
     """Where a row's columns come from: ``key``, ``metadata.NAME`` or ``header.NAME``; the first that is present."""
 
@@ -47,6 +70,131 @@ class Identify:
     region: str | None = None
     colo: str | None = None
     require: Strings = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """``then: {ask: TARGET}``: an LLM or a moderation endpoint says whether a text may pass."""
+
+    target: str
+    model: str | None = None
+    """None = the endpoint's own default."""
+    on_error: Literal["block", "pass"] = "block"
+    """What holds where the target gives no verdict."""
+    about: str | None = None
+    """What a chat model is asked to look for, in plain words; None = prompt injection and abuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """One rule of ``guard``; every one that matches acts. Without ``find`` and ``tools`` the match itself is the
+    finding.
+    """
+
+    name: str
+    find: Strings = ()
+    """Kinds (``kinds.KINDS``) and patterns of the policy's own, as in the file."""
+    sides: frozenset[Literal["request", "response"]] = frozenset({"request"})
+    """``in`` in the file."""
+    then: Literal["block", "redact", "flag"] | Ask = "block"
+    match: Match | None = None
+    unless: Match | None = None
+    shadow: bool = False
+    tools: Strings = ()
+    """Globs: a tool that is offered or called and fits none of them is a finding."""
+    allow: Strings = ()
+    """Patterns: what one of them matches as a whole is no finding (the company's own addresses)."""
+    restore: bool = False
+    """What was redacted in the request is put back into the answer that its client gets."""
+
+
+type Span = float | Calendar
+"""Seconds, which slide, or a unit of the calendar in the policy's timezone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One rule of ``limit``: it has one of ``requests``, ``tokens`` and ``concurrent``; every one that matches acts."""
+
+    name: str
+    requests: int | None = None
+    tokens: int | None = None
+    concurrent: int | None = None
+    every: Span | None = None
+    """None for ``concurrent`` alone."""
+    per: Strings = ()
+    """Fields: each value of theirs is counted apart."""
+    match: Match | None = None
+    unless: Match | None = None
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Downgrade:
+    """From a share of a budget on, calls go to a cheaper model or to another target."""
+
+    at: float
+    """A share: 0.9 is 90 %."""
+    model: str | None = None
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One rule of ``budget``; every one that matches acts."""
+
+    name: str
+    cost_nanousd: int
+    every: Span
+    per: Strings = ()
+    match: Match | None = None
+    unless: Match | None = None
+    shadow: bool = False
+    soft: float | None = None
+    """A share of the cost: an event, and traffic goes on."""
+    downgrade: Downgrade | None = None
+    hard: Literal["refuse", "record"] = "refuse"
+    unpriced: Literal["refuse", "allow"] | int = "allow"
+    """What to do with a model without a known price; a number is nano-dollars that each of its calls counts for."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepLast:
+    """Drop the oldest turns until about so many tokens are left."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaxOutput:
+    """Let no answer be longer than this; a smaller number of the client's own stays."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summarize:
+    """Put a summary in place of the oldest turns; the newest *keep_last* tokens stay as they are."""
+
+    keep_last: int
+    target: str
+    """``with`` in the file."""
+    model: str | None = None
+
+
+type Change = KeepLast | MaxOutput | Summarize | Literal["mark_cacheable", "dedupe"]
+"""What ``then`` of a ``shape`` rule may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One rule of ``shape``; the first that matches acts."""
+
+    name: str
+    then: Change
+    match: Match | None = None
+    unless: Match | None = None
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +376,32 @@ class Target:
     zone: str | None = None
     ca: str | None = None
     """A PEM file, absolute; added to the usual roots."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Alias -> resolved secret: a pool. Each goes into the header that the provider reads; ``cf-aig-byok-alias`` names
+    one, else the one that was refused longest ago is used.
+    """
+    aws: "Aws | None" = None
+    google: "Google | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Aws:
+    """Credentials by which requests are signed (SigV4). Without a key, botocore looks where it always looks."""
+
+    region: str
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+    session_token: str | None = None
+    profile: str | None = None
+    service: str = "bedrock"
+
+
+@dataclass(frozen=True, slots=True)
+class Google:
+    """A service account whose tokens go with requests to Vertex AI."""
+
+    service_account: str
+    """The JSON of its key: a resolved secret, or read from a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +419,15 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
+class Latency:
+    """Budgets per phase, seconds; None = none. Reports name the phase that is over."""
+
+    policy_s: float | None = None
+    retrieval_s: float | None = None
+    first_token_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     payloads: Literal["full", "redacted", "none"] = "redacted"
     keep_s: float = 30 * 86400.0
@@ -252,6 +435,46 @@ class Trace:
     max_bytes: int = 10 * 2**30
     keep_rows_s: float = 400 * 86400.0
     header: Literal["obey", "ignore"] = "obey"
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """What an ``alert`` rule watches: a budget's share, an open breaker, or a figure over a time."""
+
+    watch: Literal["budget", "breaker", "error_rate", "interrupted", "p95_ms", "spend"]
+    subject: str | None = None
+    """Name of the budget; of the target whose breaker it is, None = any."""
+    at: Literal["soft", "downgrade", "hard"] | None = None
+    """Of a budget."""
+    above: float = 0.0
+    """Of a figure: a share (``error_rate``, ``interrupted``), milliseconds (``p95_ms``), nano-dollars (``spend``)."""
+    over_s: float = 300.0
+    """So far back the figure looks."""
+    per: Strings = ()
+    """Fields: each value of theirs is watched apart."""
+    min_requests: int = 10
+    """A share of fewer calls says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    name: str
+    when: When
+    to: Strings
+    """Resolved secrets: addresses of webhooks, or of the notification library."""
+    match: Match | None = None
+    unless: Match | None = None
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Where rows go beside the database. Read and checked; nothing is exported yet."""
+
+    audit_to: str | None = None
+    audit_keep_s: float | None = None
+    otlp_to: str | None = None
+    otlp_content: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +490,15 @@ class Policy:
     usage: Literal["ask", "leave"] = "ask"
     providers: tuple[ProviderHosts, ...] = ()
     observe: tuple[Observe, ...] = ()
+    auth: Auth | None = None
+    """None = nobody is asked for a key, and both doors listen on loopback alone."""
     identify: Identify = field(default_factory=Identify)
+    guard: tuple[Guard, ...] = ()
+    limit: tuple[Limit, ...] = ()
+    budget: tuple[Budget, ...] = ()
     cache: tuple[Cache, ...] = ()
     cache_store: CacheStore = field(default_factory=CacheStore)
+    shape: tuple[Shape, ...] = ()
     route: tuple[Route, ...] = ()
     retry: tuple[Retry, ...] = (Retry(),)
     timeout: tuple[Timeout, ...] = (Timeout(),)
@@ -277,7 +506,13 @@ class Policy:
     hedge: tuple[Hedge, ...] = ()
     targets: Mapping[str, Target] = field(default_factory=dict)
     upstream: Upstream = field(default_factory=Upstream)
+    latency: Latency = field(default_factory=Latency)
     trace: Trace = field(default_factory=Trace)
+    alert: tuple[Alert, ...] = ()
+    export: Export = field(default_factory=Export)
+    state: str = "memory"
+    text: str = field(default="", repr=False, compare=False)
+    """The file."""
     lines: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
     """Dotted key of the file (``identify.require``, ``timeout[0]``) -> its line."""
 

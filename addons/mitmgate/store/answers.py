@@ -83,6 +83,10 @@ class AnswerStore:
     def stats(self) -> Stats:
         return self._writer.stats
 
+    def resize(self, max_bytes: int) -> None:
+        """Take over an edited policy's size; what is too much goes with the next answer that is kept."""
+        self.max_bytes = self._writer.max_bytes = max_bytes
+
     def open(self) -> None:
         """Make ready; the file is made when the first answer is kept."""
         self._mark = self._marker.read()

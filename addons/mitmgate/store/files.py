@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mitmgate.errors import StartError
 
-VERSION = 1
+VERSION = 2
 """Of the schema: the number of its migrations."""
 
 WAL_BYTES = 64 * 2**20
@@ -25,13 +25,13 @@ BROKEN = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 """Primary result codes of a file that no database can be read from."""
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path, busy_s: float = BUSY_S) -> sqlite3.Connection:
     """Return a connection for writing; a new file is readable by its owner only, since it will hold prompts."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Only where it is missing: closing any descriptor of a file gives up all of the process's locks on it (POSIX).
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    conn = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    conn = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
     try:
         conn.execute("PRAGMA synchronous = NORMAL")
         conn.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")

@@ -23,6 +23,7 @@ class Rows:
     policy_events: list[Row] = field(default_factory=list)
     payloads: list[Row] = field(default_factory=list)
     feedback: list[Row] = field(default_factory=list)
+    policies: list[Row] = field(default_factory=list)
 
     def tables(self) -> Iterator[tuple[str, list[Row]]]:
         """Yield (table, its rows) for every table that gets any."""
@@ -49,6 +50,7 @@ TABLES = {
     "policy_events": "policy_events",
     "payloads": "payloads",
     "feedback": "feedback",
+    "policies": "policy_versions",
 }
 """Field of ``Rows`` -> table."""
 

@@ -30,6 +30,14 @@ def traces(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def governance(db: Database) -> None:
+    """Which policy held from when on, by which key a call came, what a rule cut from its prompt."""
+    db.execute(POLICY_VERSIONS)
+    for column in ("key_name TEXT", "prompt_tokens_before INTEGER", "prompt_tokens_after INTEGER"):
+        db.execute(f"ALTER TABLE exchanges ADD COLUMN {column}")
+
+
 EXCHANGES = """
 CREATE TABLE exchanges (
     id TEXT PRIMARY KEY NOT NULL,       -- UUIDv7: sorts by time
@@ -181,6 +189,15 @@ CREATE TABLE feedback (
     value,                              -- a number or a word
     source TEXT,
     comment TEXT
+)
+"""
+
+POLICY_VERSIONS = """
+CREATE TABLE policy_versions (
+    at TEXT NOT NULL,                   -- it holds from now on; said again at every start, by every worker
+    sha256 TEXT,                        -- first 12 hex digits, as in exchanges.policy_sha256
+    path TEXT,                          -- null: the built-in default
+    text TEXT NOT NULL                  -- the file; secrets stand in the environment
 )
 """
 

@@ -224,7 +224,7 @@ class Writer:
             self._failed(e)
             return False
         self._batch = None
-        self._rows_written += len(batch.rendered)
+        self._rows_written += sum(not rows.policies for rows in batch.rendered)  # a policy is no traffic
         self.backlog.done(batch.slots)
         self._outage.wrote(self.clock.now())
         self._log_to_fold = True

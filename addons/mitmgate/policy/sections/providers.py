@@ -1,5 +1,7 @@
 """``providers``: hosts beside the built-in table, with the API that is spoken there. They are intercepted."""
 
+from collections.abc import Mapping
+
 from mitmgate.policy.document import Node
 from mitmgate.policy.forms import Context, Form, Key, listed, one_of, rows, usable_name
 from mitmgate.policy.sections.hosts import host
@@ -42,5 +44,16 @@ form: Form[tuple[ProviderHosts, ...]] = Form(_read, _show)
 
 def names(root: Node) -> frozenset[str]:
     """Return all names that a target may give as its ``provider``, whether or not the rest of the file is right."""
-    own = root.value.get("providers") if isinstance(root.value, dict) else None
-    return BUILT_IN | frozenset(own.value if own is not None and isinstance(own.value, dict) else ())
+    return BUILT_IN | frozenset(_own(root))
+
+
+def families(root: Node) -> dict[str, str]:
+    """Return the family of every provider of the table, and of the file's own as far as it can be read."""
+    said = {name: row.get("dialect") for name, row in _own(root).items()}
+    own = {name: dialect.raw for name, dialect in said.items() if dialect is not None}
+    return own | {provider.slug: provider.family for provider in TABLE}
+
+
+def _own(root: Node) -> Mapping[str, Node]:
+    section = root.get("providers")
+    return section.under if section is not None else {}
