@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import rules
 from load import LANES
 from subjects import OPEN_S, Load, Subject, certificate, start_gateway, start_mitmdump, start_provider
 
@@ -136,6 +137,16 @@ def weigh_hits(load: Load, subject: Subject, size: Size) -> Round:
     return {"hit": hit / size.hits, "hits_a_s": hits_a_s, "thought_a_s": thought_a_s}
 
 
+def weigh_rules(load: Load, subject: Subject, size: Size) -> Round:
+    """Return CPU milliseconds per request of one round."""
+    spent = _spender(load, subject)
+    load.do("open", OPEN_S, place=subject.place)
+    time.sleep(SETTLE_S)
+    request, _ = spent("requests", count=size.requests)
+    load.do("close")
+    return {"request": request / size.requests}
+
+
 def _spender(load: Load, subject: Subject) -> Callable[..., tuple[float, Any]]:
     def spent(task: str, **arguments: Any) -> tuple[float, Any]:
         """Return the CPU milliseconds that *subject* spent on *task*, and what the task returned."""
@@ -149,7 +160,14 @@ def _spender(load: Load, subject: Subject) -> Callable[..., tuple[float, Any]]:
 
 def compare(load: Load, subjects: Mapping[str, Subject], size: Size) -> list[Line]:
     """Return the lines of CPU and of calls a second: medians over rounds that were taken in turns."""
-    turns = [("bare", weigh), ("gateway", weigh), ("answering", weigh_hits), ("gateway", weigh_hits)]
+    turns = [
+        ("bare", weigh),
+        ("gateway", weigh),
+        ("answering", weigh_hits),
+        ("gateway", weigh_hits),
+        ("ruled", weigh_rules),
+        ("acting", weigh_rules),
+    ]
     rounds: dict[str, list[Round]] = {name: [] for name in subjects}
     for number in range(size.rounds):
         for name, weighing in turns:
@@ -173,6 +191,14 @@ def compare(load: Load, subjects: Mapping[str, Subject], size: Size) -> list[Lin
     for beside, key, least in kinds:
         calls = found("gateway", key)
         lines.append(Line("cache hits a second", "/s", beside, calls, hits, hits / calls, " x", least, at_least=True))
+    plain = found("gateway", "request")
+    laws: list[tuple[str, str, float | None]] = [
+        (f"CPU that {rules.COUNT} rules add", "ruled", 0.2),
+        (f"CPU that {rules.ACTING_COUNT} rules add that all act", "acting", None),
+    ]
+    for what, name, most in laws:
+        ruled = found(name, "request")
+        lines.append(Line(what, " ms", "no rules", plain, ruled, ruled - plain, " ms", most))
     return lines
 
 
@@ -245,6 +271,8 @@ def main() -> int:
             "bare": start_mitmdump(stack, folder / "bare", "bare.py", ca, port),
             "answering": start_mitmdump(stack, folder / "answering", "answering.py", ca, port),
             "gateway": start_gateway(stack, folder / "gateway", ca, port, workers=1),
+            "ruled": start_gateway(stack, folder / "ruled", ca, port, workers=1, rules=rules.MANY),
+            "acting": start_gateway(stack, folder / "acting", ca, port, workers=1, rules=rules.ACTING),
         }
         load = Load(stack)
         lines = compare(load, subjects, size)

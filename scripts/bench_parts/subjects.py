@@ -136,12 +136,16 @@ def start_mitmdump(stack: ExitStack, folder: Path, addon: str, ca: Path, provide
     return Subject(process, {"door": port, "host": "localhost", "port": provider_port, "ca": str(authority)})
 
 
-def start_gateway(stack: ExitStack, folder: Path, ca: Path, provider_port: int, workers: int) -> Subject:
-    """Start ``mitmgate serve`` as anyone would, tracing on; only ``connect_to`` leads it to the provider."""
+def start_gateway(
+    stack: ExitStack, folder: Path, ca: Path, provider_port: int, workers: int, rules: str = ""
+) -> Subject:
+    """Start ``mitmgate serve`` as anyone would, tracing on; only ``connect_to`` leads it to the provider. *rules* are
+    more sections of its policy."""
     folder.mkdir(exist_ok=True)
     policy = folder / "policy.yaml"
     policy.write_text(
         f'version: 1\nupstream: {{ca: {ca}, connect_to: {{"{wire.HOST}:443": "127.0.0.1:{provider_port}"}}}}\n'
+        + rules
     )
     home = folder / "home"
     command = [sys.executable, "-m", "mitmgate", "serve", "--policy", str(policy), "--home", str(home)]
