@@ -10,7 +10,7 @@ from dataclasses import replace
 from mitmgate import controls, dialects, identity
 from mitmgate.dialects.inflate import inflater
 from mitmgate.errors import Refusal
-from mitmgate.exchange import Exchange, Fields, joined
+from mitmgate.exchange import Event, Exchange, Fields, joined
 from mitmgate.fields import Get, fields_of
 from mitmgate.policy import Policy
 from mitmgate.policy.match import acts
@@ -18,6 +18,9 @@ from mitmgate.policy.values import Timeout
 
 BODY_BYTES = 32 << 20
 """A larger body is not parsed: it passes, and its model comes from the answer."""
+
+
+REQUIRE = "identify.require"
 
 
 class Identify:
@@ -120,18 +123,22 @@ class Identify:
             return
         for field in self.rules.require:
             if get(field) in (None, ""):
+                x.events.append(Event("identify", "require", "refuse", detail=f"{field} is missing"))
                 x.refuse(self._missing(field))
+                return
 
     def _missing(self, field: str) -> Refusal:
         sources = getattr(self.rules, field, None)
         places = " or ".join(sources) if isinstance(sources, tuple) and sources else field
+        where = self.policy.where(REQUIRE)
         return Refusal(
             400,
             "bad_request",
-            f"this gateway takes no request without {field}; it is read from {places}",
+            f"this gateway takes no request without {field}; it is read from {places}"
+            f" (rule {REQUIRE}{f', {where}' if where else ''})",
             param=field,
-            rule="identify.require",
-            where=self.policy.where("identify.require"),
+            rule=REQUIRE,
+            where=where,
             should_retry=False,
         )
 
