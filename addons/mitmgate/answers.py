@@ -89,7 +89,8 @@ def our_fields(x: Exchange) -> Fields:
         fields.append((b"cf-aig-budget-remaining", remaining(x.budget_standing)))
     if x.route_notes:
         fields.append((b"cf-aig-route", ", ".join(x.route_notes)))
-    return [*((name, _one_line(value)) for name, value in fields), *_dlp(x)]
+    said = [(name, _one_line(value)) for name, value in fields]
+    return said + _dlp(x) if x.findings else said
 
 
 def _dlp(x: Exchange) -> Fields:
