@@ -81,7 +81,7 @@ async def tries(gateway: Gateway) -> list[tuple[Any, ...]]:
 
 OUTAGE = """
     fall_back_on: [429, 5xx, connect, timeout, reset, error_event]
-timeout: {first_byte: 400 ms, total: 5 s}
+timeout: {first_byte: 1 s, total: 5 s}
 breaker: {window: 30 s, min_requests: 5, failures: 50 %, rest: 15 s}
 """
 REST_S = 15.0
