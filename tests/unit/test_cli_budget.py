@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mitmgate.charges import Charge
-from mitmgate.cli.budget import budget, policy_of, rules
+from mitmgate.cli.budget import budget, rules
+from mitmgate.cli.policy_file import policy_of
 from mitmgate.clock import SystemClock, iso
 from mitmgate.policy.values import Span
 from mitmgate.store.ledger import Ledger
@@ -21,6 +22,7 @@ version: 1
 auth:
   keys:
     - {name: app, key: env:A_KEY_THAT_IS_NOT_SET_HERE, tenant: acme}
+    - {name: web, key: env:ANOTHER_THAT_IS_NOT_SET_HERE, tenant: globex}
 limit:
   - {name: burst, per: tenant, requests: 60, every: 1 h}
   - {name: daily-tokens, per: tenant, tokens: 2_000_000, every: day}

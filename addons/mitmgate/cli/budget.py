@@ -5,22 +5,22 @@ that the policy names need not be set here; nothing is sent anywhere.
 """
 
 import json
-import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, override
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from mitmgate.charges import Charge, Standing, Unit, counter_name
 from mitmgate.cli import render
 from mitmgate.cli.cache import span
-from mitmgate.cli.common import db_option, db_path, home_option, read_run
+from mitmgate.cli.common import db_option, db_path, home_option
+from mitmgate.cli.policy_file import policy_of, policy_option
 from mitmgate.clock import Clock, SystemClock, iso
 from mitmgate.counting import US, Calendars, Moment
-from mitmgate.policy import Policy, default, load, units
+from mitmgate.policy import Policy, units
 from mitmgate.policy.forms import closest, listing
 from mitmgate.policy.values import Budget, Limit, Span
 from mitmgate.store import ledger_file
@@ -101,33 +101,6 @@ def _of_budget(budget: Budget) -> Rule:
     downgrade = budget.downgrade.at if budget.downgrade else None
     every, most = budget.every, budget.cost_nanousd
     return Rule("budget", budget.name, "cost", most, every, budget.per, budget.soft, downgrade)
-
-
-class Environment(dict[str, str]):
-    """The environment, where a secret that is not set here is something all the same."""
-
-    @override
-    def get(self, name: str, default: Any = None) -> Any:
-        return super().get(name, "http://not.set.here")
-
-
-def policy_of(home: Path, path: str | None) -> Policy:
-    """Return the policy named, else the running gateway's, else the built-in one."""
-    running = None if path else read_run(home)
-    path = path or (running.policy if running else None)
-    return load(Path(path), Environment(os.environ), path) if path else default()
-
-
-def policy_option(command: Any) -> Any:
-    """Add ``--policy`` (``MITMGATE_POLICY``)."""
-    return click.option(
-        "--policy",
-        "policy_path",
-        envvar="MITMGATE_POLICY",
-        type=click.Path(dir_okay=False),
-        metavar="FILE",
-        help="The policy; without one, the running gateway's.",
-    )(command)
 
 
 # -- what was counted -------------------------------------------------------------------------------------------------

@@ -161,14 +161,7 @@ DELETE FROM states WHERE rowid IN (
 
 def is_current(conn: sqlite3.Connection, path: Path) -> bool:
     """Return whether the tables are there; raises ``StartError`` where they are not those of this version."""
-    (application,) = conn.execute("PRAGMA application_id").fetchone()
-    (version,) = conn.execute("PRAGMA user_version").fetchone()
-    (tables,) = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables and application != APPLICATION:
-        raise StartError(f"{path} is a database of another program: name a trace database in another folder with --db")
-    if tables and version != VERSION:
-        raise StartError(f"{path} has version {version} and this mitmgate knows version {VERSION}: upgrade mitmgate")
-    return bool(tables)
+    return files.is_version(conn, path, APPLICATION, VERSION)
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.parse import quote
 
 from mitmgate.clock import Clock
 from mitmgate.errors import StartError
 from mitmgate.store import bodies, files
 from mitmgate.store.entry import COLUMNS, Entry, entry_of, facts_of
+from mitmgate.store.files import NotOurs
 from mitmgate.store.rows import Value
 from mitmgate.store.selection import Values, matches, pattern
 
@@ -75,10 +75,6 @@ CREATE TABLE bodies (
 );
 CREATE TRIGGER entries_deleted AFTER DELETE ON entries BEGIN DELETE FROM bodies WHERE id = old.id; END;
 """
-
-
-class NotOurs(Exception):
-    """The file is a database of somebody else's; the message says which file and what to do."""
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
@@ -143,12 +139,7 @@ def _prepare(conn: sqlite3.Connection, path: Path) -> None:
 
 def _is_current(conn: sqlite3.Connection, path: Path) -> bool:
     """Return whether the tables are those of this version; raises ``NotOurs`` where they are no cache's."""
-    (application,) = conn.execute("PRAGMA application_id").fetchone()
-    (tables,) = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables and application != APPLICATION:
-        raise NotOurs(f"{path} is a database of another program: name a trace database in another folder with --db")
-    (version,) = conn.execute("PRAGMA user_version").fetchone()
-    return bool(tables) and version == VERSION
+    return files.version_of(conn, path, APPLICATION) == VERSION
 
 
 @contextlib.contextmanager
@@ -442,20 +433,11 @@ def opened(path: Path, mode: Literal["ro", "rw"] = "ro") -> Iterator[sqlite3.Con
             f"there is no answer cache at {path} yet: a gateway makes it when it keeps its first answer, "
             "which takes a cache rule in the policy or the request header cf-aig-cache-ttl"
         )
-    try:
-        conn = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True, timeout=10.0)
-        conn.isolation_level = None
+    with files.looking(path, mode, "uses it") as conn:
         conn.row_factory = sqlite3.Row
-        with contextlib.closing(conn):
-            if not _is_current(conn, path):
-                raise NotOurs(f"{path} was written by another version of mitmgate; a gateway of this one empties it")
-            yield conn
-    except NotOurs as e:
-        raise StartError(str(e)) from e
-    except (sqlite3.Error, OSError) as e:
-        if files.is_broken(e):
-            raise StartError(f"{path} is no usable database ({e}); a gateway sets it aside when it uses it") from e
-        raise StartError(f"{path} cannot be used: {e}") from e
+        if not _is_current(conn, path):
+            raise NotOurs(f"{path} was written by another version of mitmgate; a gateway of this one empties it")
+        yield conn
 
 
 def listed(conn: sqlite3.Connection, which: Which, most: int | None = None) -> list[Kept]:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from mitmgate.clock import Clock
 from mitmgate.store import answer_file, files
-from mitmgate.store.answer_file import AnswerFile, Mark, Marker, NotOurs
+from mitmgate.store.answer_file import AnswerFile, Mark, Marker
 from mitmgate.store.entry import Entry
+from mitmgate.store.files import NotOurs
 
 log = logging.getLogger("mitmgate.cache")
 

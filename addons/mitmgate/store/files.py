@@ -7,8 +7,11 @@ unknown one without sqlite-utils.
 import contextlib
 import os
 import sqlite3
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
 
 from mitmgate.errors import StartError
 
@@ -50,6 +53,50 @@ def refuse_newer(conn: sqlite3.Connection, path: Path) -> None:
             f"{path} has schema version {found} and this mitmgate knows version {VERSION}: "
             "upgrade mitmgate, or name another file with --db"
         )
+
+
+class NotOurs(StartError):
+    """The file is another program's, or of another version; the message says which file and what to do."""
+
+
+def version_of(conn: sqlite3.Connection, path: Path, application: int) -> int | None:
+    """Return the version of the tables in *path*, None where there are none.
+
+    Raises ``NotOurs`` where they are not those of *application*, an ``application_id``: the folder may be an app's own,
+    and its files may have our names.
+    """
+    # Tables first: another process may be making them, and whoever sees them sees the two numbers as well.
+    (tables,) = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (found,) = conn.execute("PRAGMA application_id").fetchone()
+    (version,) = conn.execute("PRAGMA user_version").fetchone()
+    if tables and found != application:
+        raise NotOurs(f"{path} is a database of another program: name a trace database in another folder with --db")
+    return version if tables else None
+
+
+def is_version(conn: sqlite3.Connection, path: Path, application: int, version: int) -> bool:
+    """Return whether the tables of *version* are there; False where none are. Raises ``NotOurs`` for any others."""
+    found = version_of(conn, path, application)
+    if found not in (None, version):
+        raise NotOurs(f"{path} has version {found} and this mitmgate knows version {version}: upgrade mitmgate")
+    return found is not None
+
+
+@contextlib.contextmanager
+def looking(path: Path, mode: Literal["ro", "rw"], aside: str) -> Iterator[sqlite3.Connection]:
+    """Open the file at *path* for a command, which never makes it, and close it.
+
+    *aside* says when a gateway sets a broken one aside: "starts". Raises ``StartError``, in a sentence, where the file
+    cannot be used.
+    """
+    address = f"file:{quote(str(path.resolve()))}?mode={mode}"
+    try:
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=10.0, isolation_level=None)) as conn:
+            yield conn
+    except (sqlite3.Error, OSError) as e:
+        if is_broken(e):
+            raise StartError(f"{path} is no usable database ({e}); a gateway sets it aside when it {aside}") from e
+        raise StartError(f"{path} cannot be used: {e}") from e
 
 
 def is_broken(error: BaseException) -> bool:

@@ -154,14 +154,10 @@ def _prepare(conn: sqlite3.Connection, path: Path) -> None:
 
 def _is_ours(conn: sqlite3.Connection, path: Path) -> bool:
     """Return whether the tables are there; raises ``StartError`` where they are no keys, or a newer mitmgate's."""
-    (tables,) = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    (application,) = conn.execute("PRAGMA application_id").fetchone()
-    (version,) = conn.execute("PRAGMA user_version").fetchone()
-    if tables and application != APPLICATION:
-        raise StartError(f"{path} is a database of another program: name a trace database in another folder with --db")
-    if version > VERSION:
+    found = files.version_of(conn, path, APPLICATION)
+    if found is not None and found > VERSION:
         raise StartError(f"{path} was written by a newer mitmgate; upgrade this one")
-    return bool(tables)
+    return found is not None
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

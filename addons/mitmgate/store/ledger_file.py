@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
 
 from mitmgate.clock import Clock
 from mitmgate.counting import US, Calendars, Moment
 from mitmgate.errors import StartError
 from mitmgate.policy.values import Span
 from mitmgate.store import files, owners
+from mitmgate.store.files import NotOurs
 from mitmgate.store.folding import Folding
 from mitmgate.store.ledger_books import NO_VERSION, Counter, opened
 from mitmgate.store.ledger_transaction import read_counter
@@ -76,10 +76,6 @@ CREATE TABLE reservations (
 CREATE TABLE boot (id TEXT NOT NULL, anchor INTEGER NOT NULL, seen INTEGER NOT NULL);
 CREATE TABLE birth (id TEXT NOT NULL)
 """
-
-
-class NotOurs(Exception):
-    """The file is somebody else's, or of another version; the message says what to do."""
 
 
 TROUBLE = (sqlite3.Error, OSError, NotOurs)
@@ -343,15 +339,7 @@ def ending(conn: sqlite3.Connection) -> Iterator[None]:
 
 def is_current(conn: sqlite3.Connection, path: Path) -> bool:
     """Return whether the tables are there; raises ``NotOurs`` where they are not those of this version."""
-    # Tables first: another process may be making them, and whoever sees them sees the two numbers as well.
-    (tables,) = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    (application,) = conn.execute("PRAGMA application_id").fetchone()
-    (version,) = conn.execute("PRAGMA user_version").fetchone()
-    if tables and application != APPLICATION:
-        raise NotOurs(f"{path} is a database of another program: name a trace database in another folder with --db")
-    if tables and version != VERSION:
-        raise NotOurs(f"{path} has version {version} and this mitmgate knows version {VERSION}: upgrade mitmgate")
-    return bool(tables)
+    return files.is_version(conn, path, APPLICATION, VERSION)
 
 
 def make_tables(conn: sqlite3.Connection, path: Path) -> None:
@@ -379,19 +367,10 @@ def looking(path: Path, mode: Literal["ro", "rw"] = "ro") -> Iterator[sqlite3.Co
     """
     if not path.exists():
         raise StartError(f"nothing is counted at {path} yet: a gateway makes it when it starts")
-    try:
-        address = f"file:{quote(str(path.resolve()))}?mode={mode}"
-        conn = sqlite3.connect(address, uri=True, timeout=10.0, isolation_level=None)
-        with contextlib.closing(conn):
-            if not is_current(conn, path):
-                raise NotOurs(f"{path} is empty: a gateway makes it ready")
-            yield conn
-    except NotOurs as e:
-        raise StartError(str(e)) from e
-    except (sqlite3.Error, OSError) as e:
-        if files.is_broken(e):
-            raise StartError(f"{path} is no usable database ({e}); a gateway sets it aside when it starts") from e
-        raise StartError(f"{path} cannot be used: {e}") from e
+    with files.looking(path, mode, "starts") as conn:
+        if not is_current(conn, path):
+            raise NotOurs(f"{path} is empty: a gateway makes it ready")
+        yield conn
 
 
 def moment_of(conn: sqlite3.Connection, clock: Clock, calendars: Calendars, boot: str) -> Moment:
