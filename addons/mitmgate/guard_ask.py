@@ -22,14 +22,13 @@ from mitmgate.answers import Head
 from mitmgate.dialects import prompt
 from mitmgate.dialects.base import Json
 from mitmgate.errors import Refusal
-from mitmgate.exchange import Exchange, How
+from mitmgate.exchange import Exchange
 from mitmgate.inner import CHAT
 from mitmgate.policy.values import Ask
+from mitmgate.sink import Onward, Sink
 
 if TYPE_CHECKING:
     from mitmgate.guard import Guard, Side
-    from mitmgate.layer import Upload
-    from mitmgate.sink import Sink
 
 MODERATIONS = "/moderations"
 
@@ -193,30 +192,14 @@ def _word(then: Ask, said: Json) -> Verdict | None:
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
-class Judged:
+class Judged(Onward):
     """A ``Sink`` that lets a whole answer pass once it is judged, and has a stream judged when it is over."""
 
-    def __init__(self, x: Exchange, sink: "Sink", asking: Asking, rules: list[int]) -> None:
-        self.x, self.sink, self.asking, self.rules = x, sink, asking, rules
-        self.upload: Upload | None = sink.upload
+    def __init__(self, x: Exchange, sink: Sink, asking: Asking, rules: list[int]) -> None:
+        super().__init__(x, sink)
+        self.asking, self.rules = asking, rules
         self.content_type = ""
         self.streamed = bytearray()
-
-    @property
-    def started(self) -> bool:
-        return self.sink.started
-
-    @property
-    def gone(self) -> bool:
-        return self.sink.gone
-
-    @property
-    def drain(self) -> bool:
-        return self.sink.drain
-
-    @drain.setter
-    def drain(self, drain: bool) -> None:
-        self.sink.drain = drain
 
     async def head(self, head: Head) -> None:
         self.content_type = head.headers.get("content-type", "")
@@ -238,12 +221,6 @@ class Judged:
             await self.sink.refuse(refusal, "refused")
         else:
             await self.sink.whole(head, body, plain)
-
-    async def refuse(self, refusal: Refusal, how: How) -> None:
-        await self.sink.refuse(refusal, how)
-
-    async def cut(self, message: str, how: How, last: Refusal | None = None) -> None:
-        await self.sink.cut(message, how, last)
 
     async def _judge(self, content_type: str, body: bytes) -> Refusal | None:
         dialect = self.x.dialect

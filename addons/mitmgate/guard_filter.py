@@ -14,8 +14,8 @@ from mitmgate.errors import Refusal
 from mitmgate.exchange import Exchange, Fields, How
 from mitmgate.guard_frames import Framing, Unreadable, framing_of
 from mitmgate.guard_texts import Stream
-from mitmgate.layer import Gone, Upload
-from mitmgate.sink import Sink
+from mitmgate.layer import Gone
+from mitmgate.sink import Onward, Sink
 
 log = logging.getLogger("mitmgate.guard")
 
@@ -30,12 +30,11 @@ class Stopped(Exception):
     """Whoever looks at an answer says that it ends here."""
 
 
-class Filter:
+class Filter(Onward):
     """A ``Sink`` that passes an answer on to another one, as ``Texts`` leave it."""
 
     def __init__(self, x: Exchange, sink: Sink) -> None:
-        self.x, self.sink = x, sink
-        self.upload: Upload | None = sink.upload
+        super().__init__(x, sink)
         self.top: Head | None = None
         """The head, while it waits."""
         self.content_type = ""
@@ -66,20 +65,8 @@ class Filter:
     # -- Sink
 
     @property
-    def started(self) -> bool:
-        return self.sink.started
-
-    @property
     def gone(self) -> bool:
         return self.over or self.sink.gone
-
-    @property
-    def drain(self) -> bool:
-        return self.sink.drain
-
-    @drain.setter
-    def drain(self, drain: bool) -> None:
-        self.sink.drain = drain
 
     async def head(self, head: Head) -> None:
         if not head.readable:
@@ -127,9 +114,6 @@ class Filter:
     async def give(self, head: Head, out: bytes) -> None:
         """Hand on a whole answer that was changed."""
         await self.sink.whole(head, out, out)
-
-    async def refuse(self, refusal: Refusal, how: How) -> None:
-        await self.sink.refuse(refusal, how)
 
     async def cut(self, message: str, how: How, last: Refusal | None = None) -> None:
         """What is held is let go: nobody will ever know what it would have become."""

@@ -55,6 +55,48 @@ class Sink(Protocol):
         """
 
 
+class Onward:
+    """A ``Sink`` that hands the answer of *x* on to another one: who watches or changes it overrides what it must."""
+
+    def __init__(self, x: Exchange, sink: Sink) -> None:
+        self.x, self.sink = x, sink
+        self.upload = sink.upload
+
+    @property
+    def started(self) -> bool:
+        return self.sink.started
+
+    @property
+    def gone(self) -> bool:
+        return self.sink.gone
+
+    @property
+    def drain(self) -> bool:
+        return self.sink.drain
+
+    @drain.setter
+    def drain(self, drain: bool) -> None:
+        self.sink.drain = drain
+
+    async def head(self, head: Head) -> None:
+        await self.sink.head(head)
+
+    async def data(self, piece: bytes, plain: bytes) -> None:
+        await self.sink.data(piece, plain)
+
+    async def end(self) -> None:
+        await self.sink.end()
+
+    async def whole(self, head: Head, body: bytes, plain: bytes) -> None:
+        await self.sink.whole(head, body, plain)
+
+    async def refuse(self, refusal: Refusal, how: How) -> None:
+        await self.sink.refuse(refusal, how)
+
+    async def cut(self, message: str, how: How, last: Refusal | None = None) -> None:
+        await self.sink.cut(message, how, last)
+
+
 FAILED = Refusal(500, "internal", "mitmgate failed; the gateway's log says how")
 
 
