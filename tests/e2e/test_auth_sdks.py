@@ -66,10 +66,7 @@ def locked(
 def gate(locked: Serving, beside: Provider, monkeypatch: pytest.MonkeyPatch) -> Serving:
     """Return the gateway, with this process set up for its proxy door; nobody has a key yet."""
     assert beside.heard == []
-    for name, value in locked.environment.items():
-        monkeypatch.setenv(name, value)
-    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"):
-        monkeypatch.setenv(name, "none-of-ours-0123456789")
+    serving.set_up(monkeypatch, locked, "none-of-ours-0123456789")
     rows = locked.query("select 1 from sqlite_master where name = 'exchanges'")
     locked.read |= {row["id"] for row in (locked.query("select id from exchanges") if rows else ())}
     return locked

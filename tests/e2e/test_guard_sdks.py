@@ -50,10 +50,7 @@ def guarded_gateway(
 @pytest.fixture
 def guarded(guarded_gateway: Serving, monkeypatch: pytest.MonkeyPatch) -> Serving:
     """Return the gateway with guards, with this process set up to go through it."""
-    for name, value in guarded_gateway.environment.items():
-        monkeypatch.setenv(name, value)
-    for vendor in ("OPENAI", "ANTHROPIC", "GEMINI"):
-        monkeypatch.setenv(f"{vendor}_API_KEY", "key-of-the-app")
+    serving.set_up(monkeypatch, guarded_gateway, "key-of-the-app")
     return guarded_gateway
 
 

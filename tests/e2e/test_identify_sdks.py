@@ -39,10 +39,7 @@ def strict_gateway(
 @pytest.fixture
 def strict(strict_gateway: Serving, monkeypatch: pytest.MonkeyPatch) -> Serving:
     """Return that gateway, with this process set up to go through it."""
-    for name, value in strict_gateway.environment.items():
-        monkeypatch.setenv(name, value)
-    for vendor in ("OPENAI", "ANTHROPIC", "GEMINI"):
-        monkeypatch.setenv(f"{vendor}_API_KEY", "key-of-the-app")
+    serving.set_up(monkeypatch, strict_gateway, "key-of-the-app")
     return strict_gateway
 
 

@@ -67,10 +67,7 @@ def limited(
 @pytest.fixture
 def shop(limited: Serving, beside: Provider, monkeypatch: pytest.MonkeyPatch) -> Serving:
     """Return the gateway, with this process set up as ``mitmgate env`` says."""
-    for name, value in limited.environment.items():
-        monkeypatch.setenv(name, value)
-    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"):
-        monkeypatch.setenv(name, "sk-made-up-0123456789")
+    serving.set_up(monkeypatch, limited, "sk-made-up-0123456789")
     return limited
 
 

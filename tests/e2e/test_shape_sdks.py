@@ -49,10 +49,7 @@ def shaping(
 def gate(shaping: Serving, beside: Provider, monkeypatch: pytest.MonkeyPatch) -> Serving:
     """Return the gateway, with this process set up as its app."""
     assert beside.heard == []
-    for name, value in shaping.environment.items():
-        monkeypatch.setenv(name, value)
-    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"):
-        monkeypatch.setenv(name, KEY)
+    serving.set_up(monkeypatch, shaping, KEY)
     return shaping
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trustme
 
 from mitmgate.cli.common import Running, read_run
@@ -108,6 +109,14 @@ class Serving:
         if self.process.poll() is None:
             self.signal()
         return self.ended()
+
+
+def set_up(monkeypatch: pytest.MonkeyPatch, gateway: Serving, key: str) -> None:
+    """Set this process up as ``mitmgate env`` says, so that what is called here goes through *gateway*, with *key*."""
+    for name, value in gateway.environment.items():
+        monkeypatch.setenv(name, value)
+    for vendor in ("OPENAI", "ANTHROPIC", "GEMINI"):
+        monkeypatch.setenv(f"{vendor}_API_KEY", key)
 
 
 def start(home: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
