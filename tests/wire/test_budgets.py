@@ -15,7 +15,8 @@ from support.client import Answer
 from support.gateway import Gateway, OpenGateway
 from support.provider import Heard, Provider, Wire
 from support.scripts import answers, begins, closes, in_turn, is_silent, resets
-from support.speech import ANSWER, ASK, ASK_STREAM, CHAT, DONE, HEL, LO, MESSAGES, ROLE, STOP, sse
+from support.selling import Sells, streamed, used
+from support.speech import ASK, ASK_STREAM, CHAT, DONE, HEL, LO, MESSAGES, ROLE, STOP
 
 ACME = 'cf-aig-metadata: {"tenantId": "acme"}'
 GLOBEX = 'cf-aig-metadata: {"tenantId": "globex"}'
@@ -44,34 +45,6 @@ ASKING = Chat().read_request(CHAT, json.loads(ask())).input_tokens_estimate
 """Tokens that ``ask`` is estimated to send."""
 ASKING_USD = ASKING * Decimal("0.0000025")
 """What they cost of gpt-4o."""
-
-
-def used(model: str, input_tokens: int, output_tokens: int) -> bytes:
-    """Return an answer of *model* that used these tokens."""
-    usage = {"prompt_tokens": input_tokens, "completion_tokens": output_tokens}
-    return json.dumps({**json.loads(ANSWER), "model": model, "usage": usage}).encode()
-
-
-def streamed(model: str, input_tokens: int, output_tokens: int) -> list[bytes]:
-    head = {"id": "chatcmpl-1", "model": model}
-    choices = [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]
-    usage = {"prompt_tokens": input_tokens, "completion_tokens": output_tokens}
-    return [sse({**head, "choices": choices}), sse({**head, "choices": [], "usage": usage}), DONE]
-
-
-class Sells:
-    """A provider that answers as the model that was asked for, whole or streamed, for so many tokens."""
-
-    def __init__(self, provider: Provider, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        self.input_tokens, self.output_tokens = input_tokens, output_tokens
-        provider.on(CHAT, self.script)
-
-    async def script(self, heard: Heard, wire: Wire) -> None:
-        asked = json.loads(heard.body)
-        if asked.get("stream"):
-            await wire.stream(streamed(asked["model"], self.input_tokens, self.output_tokens))
-        else:
-            await wire.answer(used(asked["model"], self.input_tokens, self.output_tokens))
 
 
 def left_usd(answer: Answer) -> Decimal:
