@@ -187,7 +187,7 @@ class Chain:
         if self.is_open:
             return
         self.is_open = True
-        self.state.open()
+        self.state.open(self.policy)
         self.upstream.open(self.state.pool_for(self.policy))
         self.reload.start()
 
@@ -199,9 +199,10 @@ class Chain:
     def take(self, policy: Policy) -> None:
         """Let *policy* hold for every request that comes from now on. Raises ``StartError`` where it cannot."""
         self.door.check(policy)
+        pool = self.state.pool_for(policy)
+        self.state.take(policy, pool)
         rooms = Rooms(policy, self.state)
-        rooms.upstream.open(self.state.pool_for(policy))
-        self.state.take(policy)
+        rooms.upstream.open(pool)
         old, self.rooms = self.rooms, rooms
         self.door.take(policy)
         if old.upstream.caller.pool is not rooms.upstream.caller.pool:

@@ -91,8 +91,9 @@ class State:
             for target, state in states.items()
         }
 
-    def open(self) -> None:
+    def open(self, policy: Policy) -> None:
         """Start what needs a running loop or a thread; raise ``StartError``."""
+        self.pool = self.pool_for(policy)
         self.writer.start()
         self.answers.open()
         self.keys.open()
@@ -101,19 +102,23 @@ class State:
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep_for_ever())
         if self.prices_first:
             PRICES.warm()
-        else:
-            asyncio.get_running_loop().run_in_executor(
-                None, PRICES.warm
-            )  # or the first rows would wait for the imports
+        else:  # in good time all the same: the first rows would wait for the imports
+            asyncio.get_running_loop().run_in_executor(None, PRICES.warm)
 
     async def _sweep_for_ever(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            self.ledger.sweep()
+            try:
+                self.ledger.sweep()
+            except Exception:
+                log.exception("state: a sweep of the ledger failed; the next one comes")
 
-    def take(self, policy: Policy) -> None:
-        """Go by *policy* from now on. Raises ``StartError`` where an alert could not be told."""
+    def take(self, policy: Policy, pool: Pool) -> None:
+        """Go by *policy* from now on, and by *pool*. Raises ``StartError`` where an alert could not be told; then
+        everything is as before.
+        """
         self.alerts.take(policy)
+        self.pool = pool
         self.writer.keep(policy.trace)
         self.answers.resize(policy.cache_store.max_bytes)
         self.observed.take(policy)
@@ -121,10 +126,10 @@ class State:
 
     def pool_for(self, policy: Policy) -> Pool:
         """Return the pool of connections that *policy* asks for: the one there is, unless it was made for other roots,
-        another proxy or other places. Needs the running loop.
+        another proxy or other places. Needs the running loop; raises ``StartError``.
         """
         if self.pool is None or self.pool.made_for != Pool.needs(policy):
-            self.pool = Pool(policy)
+            return Pool(policy)
         return self.pool
 
     async def close(self) -> None:
